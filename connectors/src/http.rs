@@ -1,0 +1,1 @@
+//! The `http` sink: JSON over HTTP, one event a request or a batch of them.

@@ -1,0 +1,9 @@
+//! Connectors: the [`Sink`](sink::Sink) trait, the registry of kinds and the built-in sinks.
+//!
+//! A connector's life has three steps that stay apart: *validate* is pure, *build* starts nothing, *deliver* acts.
+//! Nothing here retries, waits, keeps a checkpoint or knows where events come from: that is delivery's, in `tillstream`.
+
+pub mod http;
+pub mod registry;
+pub mod sink;
+pub mod sql;

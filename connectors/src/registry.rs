@@ -1,0 +1,86 @@
+//! Which kinds of sink this program has, and how a connector file's `to:` block becomes one.
+//!
+//! Resolving a block is pure ([`Kind::validate`]); building starts nothing; only [`crate::sink::Sink`] acts.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::sink::{Idempotency, LaneId, Sink};
+
+/// One problem in a `to:` block, by path within the block (`tables.public.stock_txn.key`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Dotted path within the block; empty for the block itself.
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+    /// How to mend it.
+    pub help: Option<String>,
+}
+
+/// What a connector wants of each event, known without touching the target.
+#[derive(Clone, Debug)]
+pub struct SinkPlan {
+    /// What keeps a repeat from having two effects.
+    pub idempotency: Idempotency,
+    /// The longest one call may take; a new owner waits it out before its first send.
+    pub call_timeout: std::time::Duration,
+    /// Tables (`schema.table`) and the columns the sink reads of them; checked against the catalogue by `validate`.
+    pub columns: Vec<(String, Vec<String>)>,
+}
+
+/// A checked `to:` block: can say what it wants and build one sink a lane.
+pub trait Target: Send + Sync + std::fmt::Debug {
+    /// What it wants of each event.
+    fn plan(&self) -> &SinkPlan;
+
+    /// One lane's sink. Starts nothing.
+    fn build(&self, lane: LaneId) -> Box<dyn Sink>;
+}
+
+/// One kind of sink: the key below `to:`.
+pub trait Kind: Send + Sync {
+    /// The key, as `sql`.
+    fn name(&self) -> &'static str;
+
+    /// Checks the block under the key (secrets already resolved) and reports every problem at once. Pure: touches no network and no file.
+    ///
+    /// # Errors
+    /// All problems found.
+    fn validate(&self, block: &Value) -> Result<Arc<dyn Target>, Vec<Problem>>;
+}
+
+/// The kinds a program offers.
+#[derive(Default)]
+pub struct Registry {
+    kinds: Vec<Box<dyn Kind>>,
+}
+
+impl Registry {
+    /// The kinds that come with Tillstream.
+    #[must_use]
+    pub fn built_in() -> Self {
+        Registry::default()
+    }
+
+    /// Adds a kind; a later one of the same name wins, so that a program can replace a built-in.
+    #[must_use]
+    pub fn with(mut self, kind: Box<dyn Kind>) -> Self {
+        self.kinds.retain(|k| k.name() != kind.name());
+        self.kinds.push(kind);
+        self
+    }
+
+    /// The kind of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&dyn Kind> {
+        self.kinds.iter().find(|k| k.name() == name).map(AsRef::as_ref)
+    }
+
+    /// All names, for messages.
+    #[must_use]
+    pub fn names(&self) -> Vec<&'static str> {
+        self.kinds.iter().map(|k| k.name()).collect()
+    }
+}

@@ -1,0 +1,126 @@
+//! The seam between delivery and one partner system.
+//!
+//! Depends on `tillstream-schemas` only, so that it can become a crate of its own the day outside authors need it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tillstream_schemas::{Event, Position};
+
+/// One event on its way to one connector.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// The event, parsed once for all connectors of the process.
+    pub event: Arc<Event>,
+    /// Names the effect, the same on every attempt: what a target deduplicates by. At most 64 characters `[a-z0-9]`.
+    pub idempotency_key: String,
+    /// Orders the effects on one row: a target keeps the highest. For a backfill's row the position as of which it was read.
+    pub version: Position,
+}
+
+/// Opaque progress of one lane: a transactional sink stores it with the rows and returns it from [`Sink::resume`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark(pub Vec<u8>);
+
+/// Which lane of a connector a sink instance serves; a transactional sink stores marks under it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LaneId {
+    /// Name of the connector.
+    pub connector: String,
+    /// Journal partition.
+    pub partition: u16,
+    /// Lane within the partition, from 0.
+    pub lane: u16,
+}
+
+/// What a lane hands over in one call.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// In order: two items of one row stand as they were committed.
+    pub items: Vec<Item>,
+    /// Progress once the whole batch is applied. A transactional sink commits it together with the items.
+    pub mark: Mark,
+}
+
+/// What the sink says of one item. Outcomes follow the batch and may stop early: what is not reported was not attempted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Applied now.
+    Delivered,
+    /// The target already had it (or a newer version): applied by an earlier attempt.
+    Absorbed,
+    /// The target will never take it: a dead letter.
+    Rejected(Reason),
+    /// Not applied as far as the sink knows; the runtime repeats it under the same key.
+    Retry(Retry),
+}
+
+/// Why an item was refused or has to wait. Never holds a row's value, a key or a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// Stable code, as `http.status_422`.
+    pub code: String,
+    /// For people: what the target objected to, without values.
+    pub message: String,
+}
+
+/// A repeat that the target asked for or a transient failure calls for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Why.
+    pub reason: Reason,
+    /// The target's own wish (`Retry-After`): the whole target pauses so long and no attempt is counted.
+    pub after: Option<Duration>,
+}
+
+/// A call failed as a whole, so nothing is known of its items; they are repeated under the same keys.
+#[derive(Debug, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct SinkError {
+    /// Stable code.
+    pub code: String,
+    /// For people, without values or secrets.
+    pub message: String,
+    /// Whether repeating can help.
+    pub class: Class,
+    /// The target's own wish for a pause.
+    pub after: Option<Duration>,
+}
+
+/// Whether repeating can help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The target is away or busy: wait, repeat.
+    Transient,
+    /// Someone has to act (credentials, permissions, configuration): the connector stops and says so, nothing is dropped.
+    Definite,
+}
+
+/// What keeps a repeated event from having two effects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idempotency {
+    /// Rows and mark are one transaction in the target.
+    Transactional,
+    /// The target remembers idempotency keys.
+    Key,
+    /// The target keeps the highest version of a row.
+    Version,
+    /// Nothing: repeats have a second effect; the user accepted that.
+    None,
+}
+
+/// One lane's connection to one partner system. Calls come one at a time.
+#[async_trait]
+pub trait Sink: Send {
+    /// Reachable and permitted? Changes nothing in the target.
+    async fn check(&mut self) -> Result<(), SinkError>;
+
+    /// The mark of the last committed batch of this lane; `None` for sinks that store none.
+    async fn resume(&mut self) -> Result<Option<Mark>, SinkError> {
+        Ok(None)
+    }
+
+    /// Attempts the batch. `Err` means nothing is known of it.
+    async fn deliver(&mut self, batch: &Batch) -> Result<Vec<Outcome>, SinkError>;
+}

@@ -1,0 +1,66 @@
+//! What a running backfill sees of the live stream, and how its rows join it.
+//!
+//! The engine owns the writer and the token; a backfill never writes to the journal itself. The engine calls the hook
+//! on its own task, in stream order, and no call may block or await. Without a running backfill there is no hook and
+//! the hot path pays one branch.
+
+use tillstream_schemas::{Lsn, Position, TableSchema};
+
+use super::pgoutput::Tuple;
+
+/// Numbers what a hook handed over, in order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HandOver(pub u64);
+
+/// A row that a backfill read, ready to be written.
+#[derive(Debug)]
+pub struct ReadRow {
+    /// Its table, from the catalogue or from the stream's Relation.
+    pub table: std::sync::Arc<TableSchema>,
+    /// Its event id, printed (`e1-b<job>-<table>-<chunk>.<attempt>-<row>`).
+    pub id: String,
+    /// One text per column of `table`, as the server printed it under the pinned settings; `None` is NULL.
+    pub values: Vec<Option<String>>,
+    /// The position as of which it was read: that of the high watermark's commit, ordinal 0.
+    pub as_of: Position,
+    /// Number of the row within its attempt.
+    pub row: u32,
+}
+
+/// What the engine does for a hook, between two transactions.
+#[derive(Debug)]
+pub enum Write {
+    /// Append a row as a `read` entry to its partition.
+    Row(ReadRow),
+    /// Once everything handed over before is confirmed in every partition, append this record to the control journal
+    /// under the run's token, and report it by [`Hook::stored`] when the live slot connection still stands afterwards.
+    Record(HandOver, crate::control::Record),
+}
+
+/// Sees the stream and hands over rows.
+pub trait Hook: Send {
+    /// A transaction begins.
+    fn begin(&mut self, xid: u32, commit_lsn: Lsn);
+
+    /// A row of it: the old tuple when the server sent one, the new one unless it is a delete.
+    fn change(&mut self, oid: u32, table: &TableSchema, old: Option<&Tuple<'_>>, new: Option<&Tuple<'_>>);
+
+    /// A table of it was emptied.
+    fn truncate(&mut self, oid: u32, table: &TableSchema);
+
+    /// A logical message with our prefix (`tillstream/…`): never published, it carries watermarks.
+    fn message(&mut self, prefix: &[u8], content: &[u8], at: Position);
+
+    /// The transaction ends; rows may be handed over from here to the next `begin`.
+    fn commit(&mut self, xid: u32, end: Lsn);
+
+    /// What is to be written now; called after each commit and after [`Hook::poll`] woke the engine, never inside a
+    /// transaction. Called until it answers `None`; bounded by the hook (a chunk at a time).
+    fn write(&mut self) -> Option<Write>;
+
+    /// A record is in the control journal, and with it everything handed over before.
+    fn stored(&mut self, upto: HandOver);
+
+    /// Ready when [`Hook::write`] has something although no transaction came by.
+    fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()>;
+}

@@ -1,0 +1,196 @@
+//! Resolved configuration: checked, with units, secrets in a redacting type. `raw` is what serde reads.
+//!
+//! Resolving is pure but for the secrets it is told to read (`${env:NAME}`, `${file:PATH}`); `validate` and `doctor`
+//! do the touching.
+
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use tillstream_connectors::registry::Target;
+use tillstream_schemas::Op;
+
+/// A whole pipeline: one source, one journal, its connectors.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// Name of the pipeline: `[a-z0-9_-]{1,40}`; part of producer names and `application_name`.
+    pub name: String,
+    /// The database that is captured.
+    pub source: Source,
+    /// Where changes are stored.
+    pub journal: Journal,
+    /// The admin endpoint.
+    pub admin: Admin,
+    /// What is delivered where.
+    pub connectors: Vec<Connector>,
+}
+
+/// The database that is captured.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Stable name: part of entry headers and fact keys. `[a-z0-9_-]{1,40}`.
+    pub name: String,
+    /// libpq URL of the role that streams (`sslmode`, `sslrootcert`, `sslcert`, `sslkey` understood).
+    pub url: SecretString,
+    /// URL of the role that reads tables for backfills; the stream's when absent.
+    pub backfill_url: Option<SecretString>,
+    /// Replication slot.
+    pub slot: String,
+    /// Publication.
+    pub publication: String,
+    /// What is captured; the publication must hold exactly these.
+    pub tables: Vec<SourceTable>,
+    /// How long a commit stays unacknowledged after its confirm, so that PostgreSQL can refill a broker that lost its unsynced tail.
+    pub hold_back: HoldBack,
+    /// Read rows older than the slot when there is no record of an initial load.
+    pub initial_load: bool,
+    /// Accept `password` and `md5` authentication as well as SCRAM-SHA-256.
+    pub allow_weak_auth: bool,
+}
+
+/// One captured table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceTable {
+    /// Namespace.
+    pub schema: String,
+    /// Name.
+    pub table: String,
+    /// Columns whose values choose the partition; `None` means the replica identity's columns.
+    pub partition_by: Option<Vec<String>>,
+}
+
+/// Bounds of the hold-back window; whichever is reached first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HoldBack {
+    /// Longest time.
+    pub time: Duration,
+    /// Most WAL bytes.
+    pub bytes: u64,
+}
+
+/// Where changes are stored.
+#[derive(Debug, Clone)]
+pub enum Journal {
+    /// RabbitMQ streams.
+    Rabbitmq(RabbitJournal),
+    /// A SQLite file: a laptop, a single small site.
+    Local(LocalJournal),
+}
+
+/// RabbitMQ streams: `<stream>` with one partition, `<stream>-0..n` as a super stream with several, `<stream>.control` beside them.
+#[derive(Debug, Clone)]
+pub struct RabbitJournal {
+    /// `rabbitmq-stream://user:password@host:5552/vhost`, or `rabbitmq-stream+tls://…:5551/…`; tried in turn.
+    pub urls: Vec<SecretString>,
+    /// Stream name.
+    pub stream: String,
+    /// Data partitions.
+    pub partitions: NonZeroU16,
+    /// Replicas per stream; `None` leaves it to the broker.
+    pub replicas: Option<u8>,
+    /// Segment size in bytes; retention works on whole segments.
+    pub segment_bytes: u64,
+    /// Retention of the data logs.
+    pub retention: Retention,
+    /// The largest frame we offer to the broker, in bytes.
+    pub frame_max: u32,
+    /// Compression of published batches.
+    pub compression: Compression,
+    /// Extra trusted CA for TLS (PEM), beside the system's.
+    pub tls_ca: Option<PathBuf>,
+}
+
+/// A SQLite file.
+#[derive(Debug, Clone)]
+pub struct LocalJournal {
+    /// Directory of the file; created when missing.
+    pub dir: PathBuf,
+    /// Data partitions.
+    pub partitions: NonZeroU16,
+    /// Retention of the data logs.
+    pub retention: Retention,
+}
+
+/// When old entries may go; whichever is reached first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retention {
+    /// By age.
+    pub age: Option<Duration>,
+    /// By size, bytes per partition.
+    pub bytes: Option<u64>,
+}
+
+/// Compression of published batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// None: least CPU.
+    #[default]
+    None,
+    /// LZ4 frames: less network and disk.
+    Lz4,
+}
+
+/// The admin endpoint.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Address to listen on; loopback unless asked otherwise.
+    pub listen: std::net::SocketAddr,
+}
+
+/// What one connector delivers, and how.
+#[derive(Debug, Clone)]
+pub struct Connector {
+    /// Name: `[a-z0-9_-]{1,40}`; part of idempotency keys, metrics and checkpoints.
+    pub name: String,
+    /// Which tables, as (schema, table).
+    pub tables: Vec<(String, String)>,
+    /// Which operations.
+    pub ops: Vec<Op>,
+    /// What a deleted row does in the target.
+    pub on_delete: OnDelete,
+    /// The checked `to:` block.
+    pub target: Arc<dyn Target>,
+    /// The kind's name, as `sql`.
+    pub kind: &'static str,
+    /// How events are grouped and how many are under way.
+    pub delivery: Delivery,
+    /// How failures are repeated.
+    pub retry: Retry,
+}
+
+/// What a deleted row does in the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDelete {
+    /// The row stays, marked as deleted, with the delete's version.
+    Tombstone,
+    /// The row goes.
+    Delete,
+    /// Nothing happens.
+    Ignore,
+}
+
+/// How events are grouped and how many are under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Delivery {
+    /// Lanes per partition: events of one row share a lane.
+    pub lanes: NonZeroU16,
+    /// Most events in one call.
+    pub batch_items_max: usize,
+    /// Most body bytes in one call.
+    pub batch_bytes_max: usize,
+    /// How long a lane waits for more events before it sends what it has.
+    pub linger: Duration,
+}
+
+/// How failures are repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// First delay.
+    pub base: Duration,
+    /// Longest delay.
+    pub max: Duration,
+    /// When an event whose own failures look transient becomes a dead letter; `None`: never. A target that is away as a whole never counts.
+    pub give_up_after: Option<Duration>,
+}

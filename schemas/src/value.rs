@@ -1,0 +1,1 @@
+//! PostgreSQL's text of a value, written as JSON.
