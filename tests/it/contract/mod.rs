@@ -1,0 +1,1 @@
+//! The journal contract suite, run against both journals.

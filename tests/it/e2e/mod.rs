@@ -1,0 +1,1 @@
+//! From the POS database to the target systems, with real servers.

@@ -1,0 +1,1 @@
+//! Events: schemas, golden examples, round trips.

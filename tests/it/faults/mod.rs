@@ -1,0 +1,1 @@
+//! Kills, cuts and bad input: nothing lost, nothing doubled, order kept.

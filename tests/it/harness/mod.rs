@@ -1,0 +1,1 @@
+//! Private servers, databases and child processes for the other tests.

@@ -1,0 +1,13 @@
+//! Every integration test of Tillstream, in one binary: `tests/run.sh` starts what it needs and runs it.
+
+mod cli;
+mod contract;
+mod delivery;
+mod e2e;
+mod events;
+mod faults;
+mod harness;
+mod model;
+mod pgoutput_writer;
+mod tidy;
+mod wire;

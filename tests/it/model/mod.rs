@@ -1,0 +1,1 @@
+//! The seeded model of the writer protocol.

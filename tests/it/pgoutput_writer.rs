@@ -1,0 +1,1 @@
+//! An encoder of pgoutput messages, for tests.

@@ -1,0 +1,1 @@
+//! The replication connection against a real server.
