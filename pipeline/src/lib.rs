@@ -18,4 +18,5 @@ pub mod delivery;
 pub mod demo;
 pub mod journal;
 pub mod ops;
+pub mod retry;
 pub mod telemetry;
