@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# A private PostgreSQL server on a free loopback port, for the demo and the tests: logical WAL, no password, no service.
+#
+#   postgres.sh install             installs PostgreSQL from the distribution when there is none (needs root)
+#   postgres.sh start DIR           creates the server under DIR when it is new, starts it
+#   postgres.sh stop DIR            ends it in an orderly way
+#   postgres.sh kill9 DIR           kill -9: as if the machine's owner pulled the plug on the process
+#   postgres.sh restart DIR         stop, start; the port stays
+#   postgres.sh destroy DIR         stops it and removes everything it wrote
+#   postgres.sh url DIR [DATABASE]  prints postgres://postgres@127.0.0.1:PORT/DATABASE
+#   postgres.sh psql DIR ARGS...    psql as superuser
+#   postgres.sh pid DIR | bin       prints the postmaster's pid | the directory of the programs
+#
+# DIR/port holds the port and DIR/env (PGHOST, PGPORT, PGUSER) can be sourced. Several servers run side by side, each under its
+# own DIR. Environment: POSTGRES_BIN chooses the programs, POSTGRES_CONF adds lines to postgresql.conf of a new server.
+set -euo pipefail
+# shellcheck source=docker/lib.sh
+. "$(dirname "$(readlink -f "$0")")/lib.sh"
+
+# The newest installed version from 14 on.
+find_bin() {
+    if [ -n "${POSTGRES_BIN:-}" ]; then echo "$POSTGRES_BIN"; return; fi
+    local d
+    for d in $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -t/ -k5 -rn); do
+        [ -x "$d/initdb" ] && [ "$(basename "$(dirname "$d")")" -ge 14 ] && { echo "$d"; return; }
+    done
+    return 1
+}
+bin() { find_bin || die "PostgreSQL 14 or newer is not installed: run '$0 install' as root"; }
+
+# The server refuses to run as root: step down to the user that the package made.
+as() {
+    if is_root; then (cd / && exec runuser -u postgres -- "$@"); else "$@"; fi
+}
+pid() { [ -s "$DIR/data/postmaster.pid" ] && head -1 "$DIR/data/postmaster.pid"; }
+running() { local p; p=$(pid) && alive "$p"; }
+port() { cat "$DIR/port"; }
+
+init() {
+    local bin; bin=$(bin)
+    mkdir -p "$DIR"
+    free_port >"$DIR/port"
+    local data=$DIR/data
+    if is_root; then
+        chown postgres "$DIR"
+        # A clone below /root is closed to the server's user; then the data live in /var/tmp and DIR/data leads there.
+        if ! as test -w "$DIR" 2>/dev/null; then
+            data=$(mktemp -d /var/tmp/tillstream-postgres.XXXXXX)
+            chown postgres "$data"
+            ln -sfn "$data" "$DIR/data"
+        fi
+    fi
+    local real; real=$(readlink -m "$data")
+    as "$bin/initdb" -D "$real" -U postgres -A trust -E UTF8 --locale=C -N >"$DIR/initdb.log" 2>&1 || { cat "$DIR/initdb.log" >&2; die "initdb failed"; }
+    # fsync stays on: the tests kill this server and expect it to keep what it promised.
+    as tee -a "$real/postgresql.conf" >/dev/null <<CONF
+listen_addresses = '127.0.0.1'
+port = $(port)
+unix_socket_directories = ''
+wal_level = logical
+max_connections = 200
+max_wal_senders = 40
+max_replication_slots = 40
+shared_buffers = 256MB
+max_wal_size = 8GB
+checkpoint_timeout = 15min
+wal_sender_timeout = 30s
+jit = off
+timezone = 'UTC'
+log_timezone = 'UTC'
+log_min_messages = warning
+${POSTGRES_CONF:-}
+CONF
+    printf 'PGHOST=127.0.0.1\nPGPORT=%s\nPGUSER=postgres\n' "$(port)" >"$DIR/env"
+}
+
+start() {
+    [ -e "$DIR/data/PG_VERSION" ] || init
+    if running; then return; fi
+    local bin data log; bin=$(bin); data=$(readlink -f "$DIR/data"); log=$data/server.log
+    # After a kill -9 the old server's children need a moment to notice; until then the shared memory is taken.
+    local tries=0
+    until as "$bin/pg_ctl" -D "$data" -l "$log" -w -t 60 start >/dev/null 2>&1; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 50 ] || { as tail -20 "$log" >&2; die "PostgreSQL does not start"; }
+        sleep 0.2
+    done
+}
+
+stop() {
+    running || return 0
+    as "$(bin)/pg_ctl" -D "$(readlink -f "$DIR/data")" -m "${1:-fast}" -w -t 60 stop >/dev/null
+}
+
+command=${1:-}
+case "$command" in
+    install) if ! find_bin >/dev/null; then apt_install postgresql; bin >/dev/null; fi; exit 0 ;;
+    bin) bin; exit 0 ;;
+    start | stop | kill9 | restart | destroy | url | psql | pid) ;;
+    *) sed -n '2,16s/^# \{0,1\}//p' "$0"; [ "$command" = --help ] || [ "$command" = -h ]; exit ;;
+esac
+[ -n "${2:-}" ] || die "$command needs a directory; see --help"
+DIR=$(readlink -m "$2"); shift 2
+case "$command" in
+    start) start ;;
+    stop) stop ;;
+    kill9) p=$(pid) && kill -KILL "$p" ;;
+    restart) stop; start ;;
+    destroy)
+        stop immediate || true
+        if [ -L "$DIR/data" ]; then
+            case "$(readlink "$DIR/data")" in /var/tmp/tillstream-postgres.*) rm -rf --one-file-system "$(readlink "$DIR/data")" ;; esac
+        fi
+        rm -rf --one-file-system "$DIR/data" "$DIR/port" "$DIR/env" "$DIR/initdb.log"
+        rmdir "$DIR" 2>/dev/null || true ;;
+    url) echo "postgres://postgres@127.0.0.1:$(port)/${1:-postgres}" ;;
+    pid) pid ;;
+    psql) exec "$(bin)/psql" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$(port)" -U postgres "$@" ;;
+esac
