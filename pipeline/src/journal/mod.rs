@@ -4,12 +4,18 @@
 //! ids and knows nothing of what an entry says. Two implementations: RabbitMQ streams ([`rabbit`]) and one SQLite
 //! file ([`local`]); both pass the same suite ([`contract`]).
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+
+use crate::config;
 
 pub mod contract;
 pub mod local;
 pub mod rabbit;
+mod window;
 
 /// One of the journal's logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,7 +84,7 @@ pub enum From {
     /// The oldest entry still there.
     First,
     /// This offset. Attaching lands on a chunk's start; the reader skips what lies before. An offset that retention
-    /// has deleted is [`JournalError::Expired`], never a silent jump.
+    /// has deleted is [`JournalError::Expired`], never a silent jump; one beyond the end is waited for.
     Offset(Offset),
     /// Entries stored after the call.
     Next,
@@ -96,7 +102,7 @@ pub struct Bounds {
 }
 
 /// What a journal reports when it fails. Unknown failures are transient.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum JournalError {
     /// Broker away, connection lost, disk busy: try again with backoff.
     #[error("journal unavailable: {0}")]
@@ -204,6 +210,11 @@ pub trait Writer: Send {
     /// Bytes handed over and not confirmed, in all logs.
     fn unconfirmed_bytes(&self) -> usize;
 
+    /// How long the oldest unconfirmed batch has been waiting: what tells a slow journal from one that is away or blocked.
+    fn unconfirmed_age(&self) -> Option<Duration> {
+        None
+    }
+
     /// Waits until everything handed over is confirmed.
     async fn flush(&mut self) -> Result<(), JournalError>;
 }
@@ -213,4 +224,57 @@ pub trait Writer: Send {
 pub trait Reader: Send {
     /// The next entries; waits for them. Reconnects by itself and goes on where it was. Cancel-safe.
     async fn next(&mut self) -> Result<Chunk, JournalError>;
+}
+
+/// Opens the configured journal. Touches neither network nor disk yet.
+///
+/// `client` names this process to the broker (in its connection list), as `tillstream/main/run`.
+///
+/// # Errors
+/// [`JournalError::Unusable`] when the configuration cannot work, as a URL that names no host.
+pub fn open(config: &config::Journal, client: &str) -> Result<Arc<dyn Journal>, JournalError> {
+    match config {
+        config::Journal::Rabbitmq(_) => {
+            let _ = client;
+            Err(JournalError::Unusable("the RabbitMQ journal is not built yet".into()))
+        }
+        config::Journal::Local(config) => Ok(Arc::new(local::LocalJournal::new(config))),
+    }
+}
+
+impl Chunk {
+    /// The offset after the last entry.
+    #[must_use]
+    pub fn next_offset(&self) -> Offset {
+        Offset(self.first_offset.0 + u64::from(self.records))
+    }
+
+    /// Drops the entries before `offset`, so that the chunk begins there; unchanged when it already begins at or after it.
+    /// The chunk is empty when all its entries lie before `offset`.
+    ///
+    /// # Errors
+    /// [`JournalError::Damaged`] when a length points past the end.
+    pub fn skip_to(mut self, offset: Offset) -> Result<Chunk, JournalError> {
+        while self.first_offset < offset && self.records > 0 {
+            let len = self.bytes.get(..4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]) as usize);
+            match len {
+                Some(len) if len <= self.bytes.len() - 4 => self.bytes.advance(4 + len),
+                _ => return Err(JournalError::Damaged(format!("the entry at {:?} is longer than its chunk", self.first_offset))),
+            }
+            self.first_offset.0 += 1;
+            self.records -= 1;
+        }
+        Ok(self)
+    }
+}
+
+/// How many length-prefixed entries `bytes` holds; `None` when they do not end where `bytes` ends.
+fn count_records(bytes: &[u8]) -> Option<u32> {
+    let (mut at, mut count) = (0, 0);
+    while at < bytes.len() {
+        let len = bytes.get(at..at + 4)?;
+        at += 4 + u32::from_be_bytes([len[0], len[1], len[2], len[3]]) as usize;
+        count += 1;
+    }
+    (at == bytes.len()).then_some(count)
 }
