@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::sink::{Idempotency, LaneId, Sink};
+use crate::sink::{Idempotency, LaneId, OnDelete, Sink};
 
 /// One problem in a `to:` block, by path within the block (`tables.public.stock_txn.key`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub trait Target: Send + Sync + std::fmt::Debug {
     fn plan(&self) -> &SinkPlan;
 
     /// One lane's sink. Starts nothing.
-    fn build(&self, lane: LaneId) -> Box<dyn Sink>;
+    fn build(&self, lane: LaneId, on_delete: OnDelete) -> Box<dyn Sink>;
 }
 
 /// One kind of sink: the key below `to:`.

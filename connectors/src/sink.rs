@@ -20,6 +20,10 @@ pub struct Item {
 }
 
 /// Opaque progress of one lane: a transactional sink stores it with the rows and returns it from [`Sink::resume`].
+///
+/// A lane's later mark is greater than an earlier one, byte by byte, and a later owner's is greater than any of an
+/// earlier owner: a stored mark that is *greater* than the one at hand proves that another process took over, and the
+/// sink rolls back and answers [`Class::Definite`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark(pub Vec<u8>);
 
@@ -34,12 +38,26 @@ pub struct LaneId {
     pub lane: u16,
 }
 
+/// What a deleted row does in the target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDelete {
+    /// The row stays, marked as deleted, with the delete's version.
+    #[default]
+    Tombstone,
+    /// The row goes.
+    Delete,
+    /// Nothing happens: delivery does not even hand deletes over.
+    Ignore,
+}
+
 /// What a lane hands over in one call.
 #[derive(Clone, Debug)]
 pub struct Batch {
-    /// In order: two items of one row stand as they were committed.
+    /// In order: two items of one row stand as they were committed, and there are none such unless the sink is
+    /// [`Idempotency::Transactional`] or [`Idempotency::Version`]. Empty when only the mark is to be stored.
     pub items: Vec<Item>,
-    /// Progress once the whole batch is applied. A transactional sink commits it together with the items.
+    /// Progress once the whole batch is applied. A transactional sink commits it together with the items, and only
+    /// when every one of them is applied: otherwise a refused item would be lost with a crash before it is a dead letter.
     pub mark: Mark,
 }
 

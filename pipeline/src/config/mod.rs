@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 use tillstream_connectors::registry::Target;
+pub use tillstream_connectors::sink::OnDelete;
 use tillstream_schemas::Op;
 
 /// A whole pipeline: one source, one journal, its connectors.
@@ -158,17 +159,6 @@ pub struct Connector {
     pub delivery: Delivery,
     /// How failures are repeated.
     pub retry: Retry,
-}
-
-/// What a deleted row does in the target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnDelete {
-    /// The row stays, marked as deleted, with the delete's version.
-    Tombstone,
-    /// The row goes.
-    Delete,
-    /// Nothing happens.
-    Ignore,
 }
 
 /// How events are grouped and how many are under way.
