@@ -1,4 +1,8 @@
 //! Table schemas as the replication stream announces them.
+//!
+//! Owns what an encoder needs of a table, prepared once per schema; never learns types from OIDs (capture does).
+
+use crate::value::write_string;
 
 /// How a column's PostgreSQL text becomes JSON. The mapping from type OIDs lives in capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,7 +40,8 @@ pub struct Column {
     pub array: bool,
     /// The array element delimiter (`,` for all but `box`).
     pub delimiter: u8,
-    /// Whether the column is part of the replica identity.
+    /// Whether the column is part of the event's key: the replica identity's columns, or the primary key's where the
+    /// identity is the whole row.
     pub in_key: bool,
     /// The type's OID and modifier, opaque here: they make the fingerprint.
     pub type_id: (u32, i32),
@@ -66,9 +71,45 @@ pub struct TableSchema {
     pub identity: Identity,
     /// Published columns in order.
     pub columns: Vec<Column>,
-    /// Indexes into `columns` whose values choose the partition: the configured `partition_by`, else the key,
-    /// else (keyless) every column.
+    /// Indexes into `columns` whose values choose the partition: the configured `partition_by`, else the key, else
+    /// (insert-only without a key) every column. Empty for a keyless table with identity FULL: all its rows share one
+    /// partition, because nothing tells which rows are one.
     pub partition_by: Vec<usize>,
     /// `,"schema":"public","table":"order_item"` escaped: what the encoder copies.
     pub json_names: Box<[u8]>,
+}
+
+impl Column {
+    /// A column with its key escaped.
+    #[must_use]
+    pub fn new(name: &str, class: ValueClass, in_key: bool, type_id: (u32, i32)) -> Self {
+        let mut json_key = vec![b','];
+        write_string(&mut json_key, name.as_bytes());
+        json_key.push(b':');
+        Column { name: name.to_owned(), json_key: json_key.into(), class, array: false, delimiter: b',', in_key, type_id }
+    }
+
+    /// The same column as an array of its class.
+    #[must_use]
+    pub fn into_array(self, delimiter: u8) -> Self {
+        Column { array: true, delimiter, ..self }
+    }
+}
+
+impl TableSchema {
+    /// A table with its names escaped. `partition_by` holds indexes into `columns`.
+    #[must_use]
+    pub fn new(schema: &str, table: &str, identity: Identity, columns: Vec<Column>, partition_by: Vec<usize>) -> Self {
+        let mut json_names = b",\"schema\":".to_vec();
+        write_string(&mut json_names, schema.as_bytes());
+        json_names.extend_from_slice(b",\"table\":");
+        write_string(&mut json_names, table.as_bytes());
+        TableSchema { schema: schema.to_owned(), table: table.to_owned(), identity, columns, partition_by, json_names: json_names.into() }
+    }
+
+    /// Whether rows have a key that tells them apart.
+    #[must_use]
+    pub fn has_key(&self) -> bool {
+        self.columns.iter().any(|c| c.in_key)
+    }
 }

@@ -1,1 +1,437 @@
-//! encode
+//! Tuples to envelope bytes: the event's JSON, written straight from the server's text into an entry's body.
+//!
+//! Owns the order and the form of the envelope's fields (version 1); never keeps anything between two events and
+//! allocates nothing per event. Which entry the bytes go into, and whether they are needed, is the engine's.
+//!
+//! ```text
+//! {"id":"e1-0/16B3748-17","op":"update","schema":"public","table":"order_item","key":{"id":7},"before":null,
+//!  "after":{"id":7,"qty":2},"unchanged":["receipt"],"commit_lsn":"0/16B3748","ordinal":17,"xid":753,
+//!  "committed_at":"2026-11-22T10:00:00.123456Z"}
+//! ```
+
+use std::io::Write;
+
+use tillstream_schemas::partition::partition_of;
+use tillstream_schemas::value::{write_instant, write_string, write_value};
+use tillstream_schemas::{Column, Half, Lsn, Op, TableSchema};
+
+use super::hook::ReadRow;
+use super::pgoutput::{LogicalMessage, Tuple, TupleKind, TupleValue};
+use super::relations::{RelationError, check_columns};
+
+/// What all events of a transaction share, printed once.
+#[derive(Clone, Debug)]
+pub struct TxContext {
+    epoch: u32,
+    commit_lsn: Lsn,
+    /// `{"id":"e1-0/16B3748-`
+    head: Inline,
+    /// `,"commit_lsn":"0/16B3748","ordinal":`
+    middle: Inline,
+    /// `,"xid":753,"committed_at":"2026-11-22T10:00:00.123456Z"}`
+    tail: Inline,
+}
+
+impl TxContext {
+    /// A transaction, as its Begin names it. `commit_time` counts microseconds since 2000-01-01 00:00 UTC.
+    #[must_use]
+    pub fn new(epoch: u32, commit_lsn: Lsn, xid: u32, commit_time: i64) -> Self {
+        TxContext::print(epoch, commit_lsn, Some((xid, commit_time)))
+    }
+
+    /// A logical message outside any transaction: `lsn` is its own, xid and commit time are null.
+    #[must_use]
+    pub fn outside(epoch: u32, lsn: Lsn) -> Self {
+        TxContext::print(epoch, lsn, None)
+    }
+
+    fn print(epoch: u32, commit_lsn: Lsn, committed: Option<(u32, i64)>) -> Self {
+        let mut head = Inline::default();
+        head.put(format_args!("{{\"id\":\"e{epoch}-{commit_lsn}-"));
+        let mut middle = Inline::default();
+        middle.put(format_args!(",\"commit_lsn\":\"{commit_lsn}\",\"ordinal\":"));
+        let mut tail = Inline::default();
+        match committed {
+            Some((xid, commit_time)) => {
+                let mut at = Vec::with_capacity(32);
+                write_instant(&mut at, commit_time);
+                tail.put(format_args!(",\"xid\":{xid},\"committed_at\":\"{}\"}}", at.escape_ascii()));
+            }
+            None => tail.put(format_args!(",\"xid\":null,\"committed_at\":null}}")),
+        }
+        TxContext { epoch, commit_lsn, head, middle, tail }
+    }
+
+    /// The epoch of its events.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Where it commits.
+    #[must_use]
+    pub fn commit_lsn(&self) -> Lsn {
+        self.commit_lsn
+    }
+
+    #[inline]
+    fn write_head(&self, out: &mut Vec<u8>, ordinal: u32, half: Half, op: Op) {
+        out.extend_from_slice(self.head.as_bytes());
+        write_number(out, ordinal);
+        match half {
+            Half::Whole => {}
+            Half::Delete => out.push(b'd'),
+            Half::Insert => out.push(b'i'),
+        }
+        write_op(out, op);
+    }
+
+    #[inline]
+    fn write_tail(&self, out: &mut Vec<u8>, ordinal: u32) {
+        out.extend_from_slice(self.middle.as_bytes());
+        write_number(out, ordinal);
+        out.extend_from_slice(self.tail.as_bytes());
+    }
+}
+
+/// Text that lives in its owner: a context is made per transaction, and most have few rows.
+#[derive(Clone, Debug)]
+struct Inline {
+    bytes: [u8; Inline::MAX],
+    len: u8,
+}
+
+impl Inline {
+    /// The longest piece is the tail: xid of 10 digits, an instant of at most 38 characters, 25 around them.
+    const MAX: usize = 80;
+
+    fn put(&mut self, text: std::fmt::Arguments<'_>) {
+        let mut free = &mut self.bytes[usize::from(self.len)..];
+        free.write_fmt(text).expect("the pieces are shorter than the array");
+        self.len = (Inline::MAX - free.len()) as u8;
+    }
+
+    #[inline]
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+}
+
+impl Default for Inline {
+    fn default() -> Self {
+        Inline { bytes: [0; Inline::MAX], len: 0 }
+    }
+}
+
+/// One row event, as the stream tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Row<'a> {
+    /// A row was inserted.
+    Insert(Tuple<'a>),
+    /// A row was updated and kept its key.
+    Update {
+        /// The old row or key when the server sent one.
+        old: Option<Tuple<'a>>,
+        /// The row as it is now.
+        new: Tuple<'a>,
+    },
+    /// A row was deleted.
+    Delete(Tuple<'a>),
+    /// First half of a key change: the old key goes.
+    KeyDelete(Tuple<'a>),
+    /// Second half of a key change: the row comes under its new key.
+    KeyInsert {
+        /// The old row or key, for values that the server did not send again.
+        old: Tuple<'a>,
+        /// The row as it is now.
+        new: Tuple<'a>,
+    },
+}
+
+impl<'a> Row<'a> {
+    /// An UPDATE as one event, or as two under one ordinal when it changed the key (or the columns that choose the
+    /// partition, which only identity FULL allows outside the key).
+    #[inline]
+    #[must_use]
+    pub fn of_update(table: &TableSchema, old: Option<Tuple<'a>>, new: Tuple<'a>) -> (Row<'a>, Option<Row<'a>>) {
+        match old {
+            Some(old) if key_changed(table, &old, &new) => (Row::KeyDelete(old), Some(Row::KeyInsert { old, new })),
+            _ => (Row::Update { old, new }, None),
+        }
+    }
+
+    /// What the event says happened.
+    #[inline]
+    #[must_use]
+    pub fn op(&self) -> Op {
+        match self {
+            Row::Insert(_) | Row::KeyInsert { .. } => Op::Insert,
+            Row::Update { .. } => Op::Update,
+            Row::Delete(_) | Row::KeyDelete(_) => Op::Delete,
+        }
+    }
+
+    /// Which half of a key change it is: part of its position.
+    #[inline]
+    #[must_use]
+    pub fn half(&self) -> Half {
+        match self {
+            Row::Insert(_) | Row::Update { .. } | Row::Delete(_) => Half::Whole,
+            Row::KeyDelete(_) => Half::Delete,
+            Row::KeyInsert { .. } => Half::Insert,
+        }
+    }
+
+    /// The old tuple and the new one.
+    #[inline]
+    #[must_use]
+    pub fn tuples(&self) -> (Option<Tuple<'a>>, Option<Tuple<'a>>) {
+        match *self {
+            Row::Insert(new) => (None, Some(new)),
+            Row::Update { old, new } => (old, Some(new)),
+            Row::Delete(old) | Row::KeyDelete(old) => (Some(old), None),
+            Row::KeyInsert { old, new } => (Some(old), Some(new)),
+        }
+    }
+
+    /// The row's values: the new ones completed by old ones that the server did not send again, or the old ones.
+    #[inline]
+    fn values<'t>(&self, table: &'t TableSchema) -> RowValues<'a, 't> {
+        match *self {
+            Row::Insert(new) => RowValues::new(table, new, None),
+            Row::Update { old, new } => RowValues::new(table, new, old),
+            Row::KeyInsert { old, new } => RowValues::new(table, new, Some(old)),
+            Row::Delete(old) | Row::KeyDelete(old) => RowValues::new(table, old, None),
+        }
+    }
+}
+
+/// A row's columns with their values.
+#[derive(Clone)]
+struct RowValues<'a, 't> {
+    columns: std::slice::Iter<'t, Column>,
+    values: super::pgoutput::TupleValues<'a>,
+    /// The old tuple's values and whether it is the whole row.
+    old: Option<(super::pgoutput::TupleValues<'a>, bool)>,
+}
+
+impl<'a, 't> RowValues<'a, 't> {
+    #[inline]
+    fn new(table: &'t TableSchema, values: Tuple<'a>, old: Option<Tuple<'a>>) -> Self {
+        let old = old.map(|o| (o.values(), o.kind() == TupleKind::OldRow));
+        RowValues { columns: table.columns.iter(), values: values.values(), old }
+    }
+}
+
+impl<'a, 't> Iterator for RowValues<'a, 't> {
+    type Item = (&'t Column, TupleValue<'a>);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let column = self.columns.next()?;
+        let value = self.values.next()?;
+        let Some((old, whole)) = &mut self.old else { return Some((column, value)) };
+        let old = old.next();
+        match (value, old) {
+            // Outside the key an old key's columns are null and say nothing.
+            (TupleValue::Unchanged, Some(old)) if *whole || column.in_key => Some((column, old)),
+            _ => Some((column, value)),
+        }
+    }
+}
+
+/// Whether an UPDATE changed the key or the columns that choose the partition.
+#[must_use]
+pub fn key_changed(table: &TableSchema, old: &Tuple<'_>, new: &Tuple<'_>) -> bool {
+    let whole = old.kind() == TupleKind::OldRow;
+    table.columns.iter().zip(old.values().zip(new.values())).enumerate().any(|(index, (column, (old, new)))| {
+        let decides = column.in_key || (whole && table.partition_by.contains(&index));
+        decides && new != TupleValue::Unchanged && old != new
+    })
+}
+
+/// The partition, from 0, that a row event goes to. A TRUNCATE goes to all.
+#[inline]
+#[must_use]
+pub fn partition(table: &TableSchema, row: &Row<'_>, count: u16) -> u16 {
+    if count <= 1 {
+        return 0;
+    }
+    let texts = table.partition_by.iter().map(|&index| row.values(table).nth(index).and_then(|(_, value)| value.text()));
+    partition_of(texts, count)
+}
+
+/// The partition, from 0, that a backfill's row goes to: that of the live events of the same row.
+#[must_use]
+pub fn partition_of_read(row: &ReadRow, count: u16) -> u16 {
+    let text = |index: &usize| row.values.get(*index).and_then(|v| v.as_deref()).map(str::as_bytes);
+    partition_of(row.table.partition_by.iter().map(text), count)
+}
+
+/// Appends a row event.
+///
+/// # Errors
+/// A tuple does not have the table's columns; then nothing was appended.
+pub fn change(out: &mut Vec<u8>, tx: &TxContext, ordinal: u32, table: &TableSchema, row: &Row<'_>) -> Result<(), RelationError> {
+    let (old, new) = row.tuples();
+    for tuple in [&old, &new].into_iter().flatten() {
+        check_columns(table, tuple)?;
+    }
+    let op = row.op();
+    tx.write_head(out, ordinal, row.half(), op);
+    out.extend_from_slice(&table.json_names);
+    let values = row.values(table);
+    out.extend_from_slice(b",\"key\":");
+    write_key(out, values.clone());
+    out.extend_from_slice(b",\"before\":");
+    match old {
+        Some(old) if op != Op::Insert && old.kind() == TupleKind::OldRow => {
+            write_object(out, RowValues::new(table, old, None));
+        }
+        _ => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(b",\"after\":");
+    if new.is_none() {
+        out.extend_from_slice(b"null,\"unchanged\":[]");
+    } else if write_object(out, values.clone()) {
+        out.extend_from_slice(b",\"unchanged\":[");
+        write_unchanged(out, values);
+        out.push(b']');
+    } else {
+        out.extend_from_slice(b",\"unchanged\":[]");
+    }
+    tx.write_tail(out, ordinal);
+    Ok(())
+}
+
+/// Appends a TRUNCATE of one table. Each emptied table has its own ordinal.
+pub fn truncate(out: &mut Vec<u8>, tx: &TxContext, ordinal: u32, table: &TableSchema) {
+    tx.write_head(out, ordinal, Half::Whole, Op::Truncate);
+    out.extend_from_slice(&table.json_names);
+    out.extend_from_slice(b",\"key\":null,\"before\":null,\"after\":null,\"unchanged\":[]");
+    tx.write_tail(out, ordinal);
+}
+
+/// Appends a logical message: `after` holds its prefix and its content, as text when that is UTF-8, else as base64.
+pub fn message(out: &mut Vec<u8>, tx: &TxContext, ordinal: u32, message: &LogicalMessage<'_>) {
+    tx.write_head(out, ordinal, Half::Whole, Op::Message);
+    out.extend_from_slice(b",\"schema\":null,\"table\":null,\"key\":null,\"before\":null,\"after\":{\"prefix\":");
+    write_string(out, message.prefix);
+    if std::str::from_utf8(message.content).is_ok() {
+        out.extend_from_slice(b",\"content\":");
+        write_string(out, message.content);
+    } else {
+        use base64::Engine;
+        out.extend_from_slice(b",\"content_base64\":\"");
+        out.extend_from_slice(base64::engine::general_purpose::STANDARD.encode(message.content).as_bytes());
+        out.push(b'"');
+    }
+    out.extend_from_slice(b"},\"unchanged\":[]");
+    tx.write_tail(out, ordinal);
+}
+
+/// Appends the body of an `end` entry: `events` of the transaction went to this partition, `total` to all (each half
+/// of a key change counts; a TRUNCATE counts once in `total` and once here).
+pub fn end(out: &mut Vec<u8>, tx: &TxContext, events: u64, total: u64) {
+    // `,"commit_lsn":"0/16B3748","ordinal":` holds what is needed up to the LSN's closing quote.
+    let lsn = tx.middle.as_bytes();
+    let lsn = lsn.strip_suffix(b",\"ordinal\":").unwrap_or(lsn);
+    out.push(b'{');
+    out.extend_from_slice(&lsn[1..]);
+    let tail = tx.tail.as_bytes();
+    out.extend_from_slice(tail.strip_suffix(b"}").unwrap_or(tail));
+    out.extend_from_slice(b",\"events\":");
+    write_number(out, events);
+    out.extend_from_slice(b",\"total\":");
+    write_number(out, total);
+    out.push(b'}');
+}
+
+/// Appends a backfill's row. A row with fewer values than the table has columns lacks the last ones.
+pub fn read(out: &mut Vec<u8>, row: &ReadRow) {
+    out.extend_from_slice(b"{\"id\":");
+    write_string(out, row.id.as_bytes());
+    // The id's closing quote is part of what follows a live id.
+    out.pop();
+    write_op(out, Op::Read);
+    out.extend_from_slice(&row.table.json_names);
+    let values = row.table.columns.iter().zip(&row.values).map(|(column, value)| {
+        let value = value.as_deref().map_or(TupleValue::Null, |text| TupleValue::Text(text.as_bytes()));
+        (column, value)
+    });
+    out.extend_from_slice(b",\"key\":");
+    write_key(out, values.clone());
+    out.extend_from_slice(b",\"before\":null,\"after\":");
+    write_object(out, values);
+    let _ = write!(out, ",\"unchanged\":[],\"commit_lsn\":\"{}\",\"ordinal\":{}", row.as_of.commit_lsn, row.row);
+    out.extend_from_slice(b",\"xid\":null,\"committed_at\":null}");
+}
+
+#[inline]
+fn write_number(out: &mut Vec<u8>, n: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(n).as_bytes());
+}
+
+#[inline]
+fn write_op(out: &mut Vec<u8>, op: Op) {
+    out.extend_from_slice(match op {
+        Op::Insert => b"\",\"op\":\"insert\"",
+        Op::Update => b"\",\"op\":\"update\"",
+        Op::Delete => b"\",\"op\":\"delete\"",
+        Op::Truncate => b"\",\"op\":\"truncate\"",
+        Op::Read => b"\",\"op\":\"read\"",
+        Op::Message => b"\",\"op\":\"message\"",
+    });
+}
+
+/// Writes the key columns as an object; `null` for a table without a key.
+#[inline]
+fn write_key<'a, 't>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'t Column, TupleValue<'a>)>) {
+    let start = out.len();
+    write_object(out, values.filter(|(column, _)| column.in_key));
+    if out.len() == start + 2 {
+        out.truncate(start);
+        out.extend_from_slice(b"null");
+    }
+}
+
+/// Writes columns as an object, without those that the server did not send; tells whether there were such.
+#[inline]
+fn write_object<'a, 't>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'t Column, TupleValue<'a>)>) -> bool {
+    let start = out.len();
+    let mut unchanged = false;
+    for (column, value) in values {
+        match value {
+            TupleValue::Text(text) => {
+                out.extend_from_slice(&column.json_key);
+                write_value(out, column.class, column.array, column.delimiter, text);
+            }
+            TupleValue::Null => {
+                out.extend_from_slice(&column.json_key);
+                out.extend_from_slice(b"null");
+            }
+            TupleValue::Unchanged => unchanged = true,
+        }
+    }
+    // Every column wrote its comma first: that of the first one becomes the brace.
+    match out.get_mut(start) {
+        Some(first) => *first = b'{',
+        None => out.push(b'{'),
+    }
+    out.push(b'}');
+    unchanged
+}
+
+/// Writes the names of the columns that the server did not send, without brackets.
+fn write_unchanged<'a, 't>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'t Column, TupleValue<'a>)>) {
+    let start = out.len();
+    for (column, value) in values {
+        if value == TupleValue::Unchanged {
+            if out.len() > start {
+                out.push(b',');
+            }
+            // `,"name":` without comma and colon.
+            out.extend_from_slice(&column.json_key[1..column.json_key.len() - 1]);
+        }
+    }
+}
