@@ -1,1 +1,3 @@
-//! Events: schemas, golden examples, round trips.
+//! The change event: golden examples, their schema, and the bytes of the frame.
+
+mod pgoutput;
