@@ -64,3 +64,11 @@ pub trait Hook: Send {
     /// Ready when [`Hook::write`] has something although no transaction came by.
     fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()>;
 }
+
+/// Makes the hook of each capture session: a backfill resumes from what the control journal says, never from what a
+/// lost session saw.
+pub trait Hooks: Send + Sync {
+    /// Called on the engine's runtime once the session is fenced and verified, before the first frame, with the state
+    /// as of the session's own fence. `None` when there is nothing to load. Dropping the hook ends its backfill.
+    fn session(&self, state: &crate::control::State, epoch: u32) -> Option<Box<dyn Hook>>;
+}

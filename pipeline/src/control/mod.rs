@@ -1,5 +1,99 @@
-//! The control journal: the small log beside the data that holds tokens, checkpoints, dead letters and cursors.
+//! The control journal: the small log beside the data that holds who writes, how far everyone is, what was refused
+//! and what was decided.
+//!
+//! ```text
+//!  capture    Session (as a fence) · Cursor · LoadFinished · Snapshot ─┐
+//!  delivery   Lease · Checkpoint · DeadLetter · DeadLetterSettled ─────┼──▶ control log ──replay──▶ State
+//!  operator   Operator · RedriveRequested · DeadLetterSettled · Audit ─┘
+//! ```
+//!
+//! Every fact has one owner and every process learns all facts by reading the same log, so any node can take over
+//! with no local state. [`State`] is a pure function of the log. A [`Snapshot`](record::Snapshot) holds everything
+//! that the records below an offset amount to, open dead letters with their bodies included; a reader may start from
+//! the last one, and retention may drop what lies before it.
+//!
+//! This module never reads data logs, never talks to PostgreSQL or to a target, and decides nothing: it stores and
+//! replays what others decided.
 
-/// One record.
-#[derive(Clone, Debug)]
-pub enum Record {}
+mod encode;
+mod record;
+mod replay;
+mod snapshot;
+mod state;
+mod writer;
+
+pub use encode::{Stamp, encode};
+pub use record::{
+    Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, Lease, LoadFinished, OpenLetter, Operator, Piece,
+    Record, RedriveRequested, Session, Settled, Snapshot, now_ms,
+};
+pub use replay::{Follower, replay};
+pub use snapshot::Snapshotter;
+pub use state::{Letter, State};
+pub use writer::{Proof, Writer, delivery_producer, operator_producer};
+
+use crate::journal::{JournalError, Offset};
+
+/// What goes wrong with the control journal.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The journal failed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A later program wrote a record.
+    #[error("control record of version {0}; this program reads version {current}", current = record::VERSION)]
+    Version(u32),
+    /// An entry of the control log is no record of ours.
+    #[error("malformed control record: {0}")]
+    Malformed(String),
+    /// The log begins above its first record and holds no snapshot that covers the gap.
+    #[error("the control log begins at offset {} and holds no snapshot of what was before", first.0)]
+    Incomplete {
+        /// The oldest entry still there.
+        first: Offset,
+    },
+    /// Another process wrote under the same name and a higher (or the same) lease: this one must stop writing.
+    #[error("a rival holds lease {lease} of {name}")]
+    Rival {
+        /// The producer's name.
+        name: String,
+        /// The rival's lease.
+        lease: u32,
+    },
+    /// Open dead letters reached their bound; delivery stops until some are redriven or discarded.
+    #[error("{letters} open dead letters with {bytes} bytes: at the bound")]
+    Full {
+        /// How many.
+        letters: usize,
+        /// Bytes of their bodies.
+        bytes: usize,
+    },
+}
+
+impl ControlError {
+    /// Whether trying again can help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ControlError::Journal(e) => e.is_transient(),
+            ControlError::Version(_)
+            | ControlError::Malformed(_)
+            | ControlError::Incomplete { .. }
+            | ControlError::Rival { .. }
+            | ControlError::Full { .. } => false,
+        }
+    }
+
+    /// Stable code.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            ControlError::Journal(e) => e.code(),
+            ControlError::Version(_) => "control.version",
+            ControlError::Malformed(_) => "control.malformed",
+            ControlError::Incomplete { .. } => "control.incomplete",
+            ControlError::Rival { .. } => "control.rival",
+            ControlError::Full { .. } => "control.dead_letters_full",
+        }
+    }
+}

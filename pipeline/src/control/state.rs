@@ -1,0 +1,355 @@
+//! What the control log amounts to: a pure function of its records.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use tillstream_schemas::Header;
+
+use super::ControlError;
+use super::encode::digest;
+use super::record::{
+    Audit, Checkpoint, Cursor, DeadLetter, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested, Session, Snapshot, now_ms,
+};
+use crate::journal::Offset;
+
+/// An open dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letter {
+    /// The letter, shared with whoever shows or redrives it.
+    pub letter: Arc<DeadLetter>,
+    /// Whether an operator asked for its redrive and no attempt was recorded since: delivery's work list.
+    pub redrive_requested: bool,
+}
+
+/// A record that is still missing pieces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Assembly {
+    whole: String,
+    count: u32,
+    next: u32,
+    text: String,
+    first: Offset,
+    token: u32,
+}
+
+/// Everything known from the control log, up to an offset.
+///
+/// Applying a record twice changes nothing that applying it once did not, so overlapping reads do no harm.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    next: Offset,
+    session: Option<Session>,
+    rival: Option<Session>,
+    epoch: u32,
+    operator: u32,
+    leases: BTreeMap<(String, u16), Lease>,
+    checkpoints: BTreeMap<(String, u16), Checkpoint>,
+    letters: BTreeMap<(String, String), Letter>,
+    letter_bytes: usize,
+    cursors: BTreeMap<(String, String), Cursor>,
+    loads: BTreeMap<String, LoadFinished>,
+    audit: VecDeque<Audit>,
+    assemblies: BTreeMap<String, Assembly>,
+    /// The last snapshot met, until [`State::take_snapshot`].
+    last_snapshot: Option<Box<Snapshot>>,
+}
+
+impl State {
+    /// Most bytes of open dead letters' bodies: every process that follows the control log holds them in memory, and
+    /// each snapshot carries them. A target that refuses this much needs a person, not more room.
+    pub const LETTER_BYTES_MAX: usize = 16 << 20;
+    /// Most open dead letters; bounds what a letter takes beside its body.
+    pub const LETTERS_MAX: usize = 10_000;
+    /// Audit records kept at hand; older ones stay in the log until retention drops them.
+    pub const AUDIT_MAX: usize = 256;
+    /// Pieces of a record whose writer died are forgotten after so many offsets, so that they cannot hold back snapshots for ever.
+    const ASSEMBLY_OFFSETS_MAX: u64 = 100_000;
+
+    /// Where reading goes on: one above the last entry applied.
+    #[must_use]
+    pub fn next(&self) -> Offset {
+        self.next
+    }
+
+    /// The highest capture token; 0 before the first run.
+    #[must_use]
+    pub fn token(&self) -> u32 {
+        self.session.as_ref().map_or(0, |s| s.token)
+    }
+
+    /// The first session stored under the highest token.
+    #[must_use]
+    pub fn session(&self) -> Option<&Session> {
+        self.session.as_ref()
+    }
+
+    /// A second session under that same token, told apart by its nonce: both have to try again with a higher one.
+    #[must_use]
+    pub fn rival(&self) -> Option<&Session> {
+        self.rival.as_ref()
+    }
+
+    /// The highest epoch; 0 before the first session.
+    #[must_use]
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// The highest operator token; 0 when no command ever wrote.
+    #[must_use]
+    pub fn operator(&self) -> u32 {
+        self.operator
+    }
+
+    /// The lease in force.
+    #[must_use]
+    pub fn lease(&self, connector: &str, partition: u16) -> Option<&Lease> {
+        self.leases.get(&(connector.to_owned(), partition))
+    }
+
+    /// All leases in force.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.values()
+    }
+
+    /// The checkpoint of the highest lease, and of these the highest offset.
+    #[must_use]
+    pub fn checkpoint(&self, connector: &str, partition: u16) -> Option<&Checkpoint> {
+        self.checkpoints.get(&(connector.to_owned(), partition))
+    }
+
+    /// All checkpoints in force.
+    pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.checkpoints.values()
+    }
+
+    /// Open dead letters by connector and event id.
+    pub fn dead_letters(&self) -> impl Iterator<Item = &Letter> {
+        self.letters.values()
+    }
+
+    /// One open dead letter.
+    #[must_use]
+    pub fn dead_letter(&self, connector: &str, event_id: &str) -> Option<&Letter> {
+        self.letters.get(&(connector.to_owned(), event_id.to_owned()))
+    }
+
+    /// Whether another dead letter with a body of `bytes` bytes fits. Delivery asks before it gives up on an event
+    /// and stops when the answer is no; a record that is in the log is never refused.
+    ///
+    /// # Errors
+    /// [`ControlError::Full`].
+    pub fn room_for_letter(&self, bytes: usize) -> Result<(), ControlError> {
+        // A single body above the bound may still come, alone: it could not be settled otherwise.
+        let bytes_after = self.letter_bytes.saturating_add(bytes);
+        if self.letters.len() >= Self::LETTERS_MAX || (bytes_after > Self::LETTER_BYTES_MAX && !self.letters.is_empty()) {
+            return Err(ControlError::Full { letters: self.letters.len(), bytes: self.letter_bytes });
+        }
+        Ok(())
+    }
+
+    /// How far a backfill job is in a table.
+    #[must_use]
+    pub fn cursor(&self, job: &str, table: &str) -> Option<&Cursor> {
+        self.cursors.get(&(job.to_owned(), table.to_owned()))
+    }
+
+    /// All cursors.
+    pub fn cursors(&self) -> impl Iterator<Item = &Cursor> {
+        self.cursors.values()
+    }
+
+    /// The end of a backfill job, if it came.
+    #[must_use]
+    pub fn load(&self, job: &str) -> Option<&LoadFinished> {
+        self.loads.get(job)
+    }
+
+    /// The last audit records, oldest first.
+    pub fn audit(&self) -> impl Iterator<Item = &Audit> {
+        self.audit.iter()
+    }
+
+    /// Applies one entry of the control log. `offset` is the entry's own.
+    ///
+    /// # Errors
+    /// [`ControlError::Version`] and [`ControlError::Malformed`]: the log holds something this program cannot read,
+    /// and what it would have meant is unknown.
+    pub fn apply(&mut self, offset: Offset, header: &Header<'_>, body: &[u8]) -> Result<(), ControlError> {
+        let record = Record::from_json(body)?;
+        self.apply_record(offset, header.token, record)?;
+        Ok(())
+    }
+
+    /// As [`apply`](Self::apply), of a record that is decoded already and was written under this token.
+    ///
+    /// # Errors
+    /// [`ControlError::Malformed`] when joined pieces are no record.
+    pub fn apply_record(&mut self, offset: Offset, token: u32, record: Record) -> Result<(), ControlError> {
+        let seen_before = offset < self.next;
+        self.next = self.next.max(Offset(offset.0 + 1));
+        // What a fenced-off run wrote late counts for nothing. (A broker drops it; a reader need not rely on that.)
+        if record.is_capture_only() && token < self.token() {
+            return Ok(());
+        }
+        match record {
+            Record::Session(session) => self.apply_session(session),
+            Record::Operator(operator) => self.operator = self.operator.max(operator.token),
+            Record::Lease(lease) => {
+                let key = (lease.connector.clone(), lease.partition);
+                // The first under a number holds it; a second one under the same number lost the race.
+                if self.leases.get(&key).is_none_or(|held| lease.lease > held.lease) {
+                    self.leases.insert(key, lease);
+                }
+            }
+            Record::Checkpoint(checkpoint) => {
+                let key = (checkpoint.connector.clone(), checkpoint.partition);
+                let rank = |c: &Checkpoint| (c.lease, c.offset);
+                // An equal rank may carry a fuller ledger.
+                if self.checkpoints.get(&key).is_none_or(|held| rank(&checkpoint) >= rank(held)) {
+                    self.checkpoints.insert(key, checkpoint);
+                }
+            }
+            Record::DeadLetter(letter) if !seen_before => self.insert_letter(letter, false),
+            Record::DeadLetterSettled(settled) if !seen_before => self.remove_letter((settled.connector, settled.event_id)),
+            Record::RedriveRequested(request) if !seen_before => self.request_redrive(&request),
+            Record::Cursor(cursor) => {
+                let key = (cursor.job.clone(), cursor.table.clone());
+                let rank = |c: &Cursor| (c.epoch, c.chunk, c.attempt, c.done);
+                if self.cursors.get(&key).is_none_or(|held| rank(&cursor) >= rank(held)) {
+                    self.cursors.insert(key, cursor);
+                }
+            }
+            Record::LoadFinished(load) => {
+                self.loads.insert(load.job.clone(), load);
+            }
+            Record::Epoch(epoch) => self.epoch = self.epoch.max(epoch.epoch),
+            Record::Audit(audit) if !seen_before => {
+                if self.audit.len() == Self::AUDIT_MAX {
+                    self.audit.pop_front();
+                }
+                self.audit.push_back(audit);
+            }
+            // Whoever has read everything below it learns nothing from a snapshot; replay starts again from the last one.
+            Record::Snapshot(snapshot) => self.last_snapshot = Some(snapshot),
+            Record::Piece(piece) if !seen_before => {
+                if let Some((token, whole)) = self.join(offset, token, piece)? {
+                    self.apply_record(offset, token, whole)?;
+                }
+            }
+            // Order matters for these, so an entry that was applied already is left alone.
+            Record::DeadLetter(_) | Record::DeadLetterSettled(_) | Record::RedriveRequested(_) | Record::Audit(_) | Record::Piece(_) => {}
+        }
+        Ok(())
+    }
+
+    fn apply_session(&mut self, session: Session) {
+        self.epoch = self.epoch.max(session.epoch);
+        match &self.session {
+            Some(held) if held.token > session.token => {}
+            Some(held) if held.token == session.token => {
+                if held.nonce != session.nonce {
+                    self.rival = Some(session);
+                }
+            }
+            _ => {
+                self.session = Some(session);
+                self.rival = None;
+            }
+        }
+    }
+
+    fn insert_letter(&mut self, letter: DeadLetter, redrive_requested: bool) {
+        let key = (letter.connector.clone(), letter.event_id.clone());
+        self.remove_letter(key.clone());
+        self.letter_bytes += letter.event.stored_len();
+        self.letters.insert(key, Letter { letter: Arc::new(letter), redrive_requested });
+    }
+
+    fn remove_letter(&mut self, key: (String, String)) {
+        if let Some(gone) = self.letters.remove(&key) {
+            self.letter_bytes -= gone.letter.event.stored_len();
+        }
+    }
+
+    fn request_redrive(&mut self, request: &RedriveRequested) {
+        for letter in self.letters.values_mut().filter(|l| request.covers(&l.letter)) {
+            letter.redrive_requested = true;
+        }
+    }
+
+    /// Adds a piece; answers the whole once it has all of them.
+    fn join(&mut self, offset: Offset, token: u32, piece: Piece) -> Result<Option<(u32, Record)>, ControlError> {
+        self.assemblies.retain(|_, a| offset.0 - a.first.0 <= Self::ASSEMBLY_OFFSETS_MAX);
+        if piece.index == 0 {
+            // A writer writes one whole at a time: what it began before will not be finished.
+            let (whole, count) = (piece.whole.clone(), piece.count);
+            self.assemblies.insert(piece.writer.clone(), Assembly { whole, count, next: 0, text: String::new(), first: offset, token });
+        }
+        let Some(open) = self.assemblies.get_mut(&piece.writer) else { return Ok(None) };
+        if open.count != piece.count || open.next != piece.index || (piece.index > 0 && open.whole != piece.whole) {
+            // A piece of something whose beginning is gone or that was begun anew: never whole.
+            return Ok(None);
+        }
+        open.text.push_str(&piece.text);
+        open.next += 1;
+        if open.next < open.count {
+            return Ok(None);
+        }
+        let Some(done) = self.assemblies.remove(&piece.writer) else { return Ok(None) };
+        if digest(done.text.as_bytes()) != done.whole {
+            return Err(ControlError::Malformed("joined pieces differ from what was cut".to_owned()));
+        }
+        match Record::from_json(done.text.as_bytes())? {
+            Record::Piece(_) => Err(ControlError::Malformed("a piece of pieces".to_owned())),
+            record => Ok(Some((done.token, record))),
+        }
+    }
+
+    /// Takes out the last complete snapshot that was applied.
+    pub(super) fn take_snapshot(&mut self) -> Option<Box<Snapshot>> {
+        self.last_snapshot.take()
+    }
+
+    /// The first offset that a snapshot of this state would not hold: that of the oldest unfinished piece, else
+    /// [`next`](Self::next).
+    #[must_use]
+    pub fn covers(&self) -> Offset {
+        self.assemblies.values().map(|a| a.first).min().unwrap_or(self.next).min(self.next)
+    }
+
+    /// Everything, as one record.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let open = |l: &Letter| OpenLetter { letter: (*l.letter).clone(), redrive_requested: l.redrive_requested };
+        Snapshot {
+            covers: self.covers(),
+            session: self.session.clone(),
+            epoch: self.epoch,
+            operator: self.operator,
+            leases: self.leases.values().cloned().collect(),
+            checkpoints: self.checkpoints.values().cloned().collect(),
+            dead_letters: self.letters.values().map(open).collect(),
+            cursors: self.cursors.values().cloned().collect(),
+            loads: self.loads.values().cloned().collect(),
+            audit: self.audit.iter().cloned().collect(),
+            at_ms: now_ms(),
+        }
+    }
+
+    /// The state that a snapshot holds; reading goes on at `covers`.
+    #[must_use]
+    pub fn from_snapshot(snapshot: Snapshot) -> State {
+        let mut state = State { next: snapshot.covers, epoch: snapshot.epoch, operator: snapshot.operator, ..State::default() };
+        state.session = snapshot.session;
+        state.leases = snapshot.leases.into_iter().map(|l| ((l.connector.clone(), l.partition), l)).collect();
+        state.checkpoints = snapshot.checkpoints.into_iter().map(|c| ((c.connector.clone(), c.partition), c)).collect();
+        for open in snapshot.dead_letters {
+            state.insert_letter(open.letter, open.redrive_requested);
+        }
+        state.cursors = snapshot.cursors.into_iter().map(|c| ((c.job.clone(), c.table.clone()), c)).collect();
+        state.loads = snapshot.loads.into_iter().map(|l| (l.job.clone(), l)).collect();
+        state.audit = snapshot.audit.into();
+        state
+    }
+}
