@@ -3,6 +3,16 @@
 //! Resolving is pure but for the secrets it is told to read (`${env:NAME}`, `${file:PATH}`); `validate` and `doctor`
 //! do the touching.
 
+mod check;
+mod document;
+mod keys;
+mod raw;
+mod report;
+mod secrets;
+pub mod settings;
+mod tree;
+pub mod units;
+
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +22,10 @@ use secrecy::SecretString;
 use tillstream_connectors::registry::Target;
 pub use tillstream_connectors::sink::OnDelete;
 use tillstream_schemas::Op;
+
+pub use keys::reference;
+pub use raw::{check_files, load};
+pub use report::{Code, Problem, Report};
 
 /// A whole pipeline: one source, one journal, its connectors.
 #[derive(Debug)]

@@ -1,0 +1,274 @@
+//! Every key of the two kinds of file, once: type, need, default and meaning. The checker walks it and the reference is printed from it.
+
+/// What a value must be.
+#[derive(Debug)]
+pub(crate) enum Type {
+    /// The number 1.
+    Version,
+    /// `[a-z0-9_-]{1,40}`, beginning with a letter or digit.
+    Name,
+    /// A PostgreSQL slot's name: `[a-z0-9_]{1,63}`.
+    SlotName,
+    /// Any text that is not empty.
+    Text,
+    /// A URL with one of these schemes; may hold a password, so it is kept redacted.
+    Url(&'static [&'static str]),
+    /// `true` or `false`.
+    Bool,
+    /// A whole number within bounds.
+    Count(u64, u64),
+    /// A duration with unit, within bounds in milliseconds.
+    Duration(u64, u64),
+    /// A size with unit, within bounds in bytes.
+    Size(u64, u64),
+    /// A path; relative ones begin at the file.
+    Path,
+    /// `address:port`.
+    Address,
+    /// `schema.table`.
+    Table,
+    /// A column's name.
+    Column,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// One or more.
+    List(&'static Type),
+    /// A map from `schema.table`.
+    PerTable(&'static Type),
+    /// A block of keys.
+    Block(&'static [Key]),
+    /// A block with exactly one of these keys.
+    OneOf(&'static [Key]),
+    /// `{<kind of sink>: {…}}`.
+    Sink,
+}
+
+/// Whether a key has to be there.
+#[derive(Debug)]
+pub(crate) enum Need {
+    /// It has to, and this is an example to show when it is not.
+    Required(&'static str),
+    /// It may be missing; the text says what that means.
+    Optional(&'static str),
+    /// It may be missing and then has this value, written as in the file.
+    Default(&'static str),
+    /// A block that may be missing and then stands for an empty one: the defaults of its keys.
+    Implied,
+}
+
+/// One key.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: &'static str,
+    pub(crate) ty: Type,
+    pub(crate) need: Need,
+    /// One sentence for the reference.
+    pub(crate) doc: &'static str,
+}
+
+const fn key(name: &'static str, ty: Type, need: Need, doc: &'static str) -> Key {
+    Key { name, ty, need, doc }
+}
+
+use Need::{Default, Implied, Optional, Required};
+
+const SECOND: u64 = 1000;
+const HOUR: u64 = 3_600_000;
+const DAY: u64 = 24 * HOUR;
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+
+const RETENTION: [Key; 2] = [
+    key("age", Type::Duration(SECOND, 3660 * DAY), Optional("not limited by age"), "Entries older than this may go."),
+    key("bytes", Type::Size(MIB, 1024 * TIB), Optional("not limited by size"), "What a partition holds beyond this may go, oldest first."),
+];
+
+const RABBITMQ: [Key; 9] = [
+    key(
+        "urls",
+        Type::List(&Type::Url(&["rabbitmq-stream", "rabbitmq-stream+tls"])),
+        Required("urls: [\"rabbitmq-stream://user:${env:BROKER_PASSWORD}@127.0.0.1:5552/%2f\"]"),
+        "Stream endpoints of the brokers, tried in turn.",
+    ),
+    key(
+        "stream",
+        Type::Text,
+        Required("stream: pos"),
+        "Name of the stream; with several partitions of the super stream. The control log is `<stream>.control`.",
+    ),
+    key("partitions", Type::Count(1, 512), Default("1"), "Data partitions; fixed once the stream exists."),
+    key("replicas", Type::Count(1, 9), Optional("left to the broker"), "Replicas of each stream."),
+    key("segment", Type::Size(MIB, 3 << 30), Default("128MiB"), "Size of a segment file; retention removes whole segments."),
+    key("retention", Type::Block(&RETENTION), Optional("7 days"), "When old entries may go, whichever limit is reached first."),
+    key("frame_max", Type::Size(64 << 10, 64 * MIB), Default("1MiB"), "Largest frame offered to the broker; the broker may lower it."),
+    key("compression", Type::Choice(&["none", "lz4"]), Default("none"), "Compression of published batches."),
+    key("tls", Type::Block(&TLS), Optional("the system's certificate authorities"), "Trust for `rabbitmq-stream+tls` URLs."),
+];
+
+const TLS: [Key; 1] = [key("ca", Type::Path, Required("ca: ca.pem"), "PEM file of a certificate authority trusted beside the system's.")];
+
+const LOCAL: [Key; 3] = [
+    key("dir", Type::Path, Required("dir: ./journal"), "Directory of the journal's file; created when missing."),
+    key("partitions", Type::Count(1, 64), Default("1"), "Data partitions; fixed once the file exists."),
+    key("retention", Type::Block(&RETENTION), Optional("7 days"), "When old entries may go, whichever limit is reached first."),
+];
+
+const JOURNAL: [Key; 2] = [
+    key("rabbitmq", Type::Block(&RABBITMQ), Optional("then `local`"), "RabbitMQ streams (3.13 or newer)."),
+    key("local", Type::Block(&LOCAL), Optional("then `rabbitmq`"), "One SQLite file, for one machine."),
+];
+
+const HOLD_BACK: [Key; 2] = [
+    key("time", Type::Duration(0, HOUR), Default("30s"), "Longest time a confirmed commit stays unacknowledged."),
+    key("bytes", Type::Size(0, TIB), Default("64MiB"), "Most WAL that stays unacknowledged for this reason."),
+];
+
+const SOURCE: [Key; 10] = [
+    key("name", Type::Name, Required("name: pos"), "Stable name of the database; part of event headers and fact keys, so never change it."),
+    key(
+        "url",
+        Type::Url(&["postgres", "postgresql"]),
+        Required("url: postgres://tillstream:${env:POS_PASSWORD}@db.example/pos"),
+        "Connection of the role that streams; `sslmode`, `sslrootcert`, `sslcert` and `sslkey` are understood.",
+    ),
+    key(
+        "backfill_url",
+        Type::Url(&["postgres", "postgresql"]),
+        Optional("`url`"),
+        "Connection of the role that reads tables for backfills.",
+    ),
+    key("slot", Type::SlotName, Required("slot: tillstream"), "Replication slot."),
+    key("publication", Type::Text, Required("publication: tillstream"), "Publication."),
+    key("tables", Type::List(&Type::Table), Required("tables: [public.orders]"), "What is captured; the publication holds exactly these."),
+    key(
+        "partition_by",
+        Type::PerTable(&Type::List(&Type::Column)),
+        Optional("the replica identity's columns"),
+        "Columns whose values choose the journal partition, by table.",
+    ),
+    key(
+        "hold_back",
+        Type::Block(&HOLD_BACK),
+        Optional("30s and 64MiB with rabbitmq, nothing with local"),
+        "How long PostgreSQL keeps what is already confirmed, so that a broker that lost power can be refilled; whichever limit is reached first.",
+    ),
+    key("initial_load", Type::Bool, Default("true"), "Read the rows that are older than the slot, once."),
+    key("allow_weak_auth", Type::Bool, Default("false"), "Accept password and md5 authentication beside SCRAM-SHA-256."),
+];
+
+const ADMIN: [Key; 1] = [key(
+    "listen",
+    Type::Address,
+    Default("127.0.0.1:7410"),
+    "Address of /healthz, /readyz, /metrics and /api/status; without authentication, so keep it on loopback.",
+)];
+
+/// Keys of a pipeline file.
+pub(crate) const PIPELINE: [Key; 6] = [
+    key("version", Type::Version, Required("version: 1"), "Version of this file format."),
+    key("pipeline", Type::Name, Required("pipeline: shop"), "Name of the pipeline; part of producer names and `application_name`."),
+    key("source", Type::Block(&SOURCE), Required("source: {name: pos, …}"), "The database that is captured."),
+    key("journal", Type::OneOf(&JOURNAL), Required("journal: {local: {dir: ./journal}}"), "Where changes are stored."),
+    key("admin", Type::Block(&ADMIN), Implied, "The admin endpoint."),
+    key("connectors", Type::List(&Type::Path), Optional("nothing is delivered"), "Connector files."),
+];
+
+const FROM: [Key; 2] = [
+    key("tables", Type::List(&Type::Table), Required("tables: [public.orders]"), "Which tables; each must be in the source's list."),
+    key("ops", Type::List(&Type::Choice(&OPS)), Default("[insert, update, delete, truncate, read]"), "Which operations."),
+];
+
+/// Operations a connector may ask for.
+pub(crate) const OPS: [&str; 6] = ["insert", "update", "delete", "truncate", "read", "message"];
+
+const BATCH: [Key; 3] = [
+    key("items", Type::Count(1, 100_000), Default("500"), "Most events in one call."),
+    key("bytes", Type::Size(1024, 256 * MIB), Default("1MiB"), "Most event bytes in one call."),
+    key("linger", Type::Duration(0, 60 * SECOND), Default("20ms"), "How long a lane waits for more events before it sends what it has."),
+];
+
+const DELIVERY: [Key; 2] = [
+    key("lanes", Type::Count(1, 256), Default("4"), "Ordered queues per partition; events of one row share a lane."),
+    key("batch", Type::Block(&BATCH), Implied, "How events are grouped."),
+];
+
+const RETRY: [Key; 3] = [
+    key("base", Type::Duration(1, HOUR), Default("200ms"), "First delay; it doubles, with jitter."),
+    key("max", Type::Duration(1, DAY), Default("30s"), "Longest delay."),
+    key(
+        "give_up_after",
+        Type::Duration(SECOND, 366 * DAY),
+        Optional("never"),
+        "When an event that alone keeps failing becomes a dead letter; a target that is away as a whole never counts.",
+    ),
+];
+
+/// Keys of a connector file.
+pub(crate) const CONNECTOR: [Key; 7] = [
+    key("version", Type::Version, Required("version: 1"), "Version of this file format."),
+    key("connector", Type::Name, Required("connector: inventory"), "Name; part of idempotency keys, metrics and checkpoints."),
+    key("from", Type::Block(&FROM), Required("from: {tables: [public.orders]}"), "What is delivered."),
+    key(
+        "on_delete",
+        Type::Choice(&["tombstone", "delete", "ignore"]),
+        Required("on_delete: tombstone"),
+        "What a deleted row does in the target; there is no default because each answer is wrong somewhere.",
+    ),
+    key("to", Type::Sink, Required("to: {sql: {…}}"), "The sink and its settings."),
+    key("delivery", Type::Block(&DELIVERY), Implied, "How events are grouped and how many are under way."),
+    key("retry", Type::Block(&RETRY), Implied, "How failures are repeated."),
+];
+
+impl Type {
+    /// For messages and the reference.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Type::Version => "the number 1".to_owned(),
+            Type::Name => "a name (a-z, 0-9, `_`, `-`; at most 40 characters)".to_owned(),
+            Type::SlotName => "a slot name (a-z, 0-9, `_`; at most 63 characters)".to_owned(),
+            Type::Text => "a text".to_owned(),
+            Type::Url(schemes) => {
+                format!("a URL beginning with {}", schemes.iter().map(|s| format!("{s}://")).collect::<Vec<_>>().join(" or "))
+            }
+            Type::Bool => "true or false".to_owned(),
+            Type::Count(min, max) => format!("a whole number from {min} to {max}"),
+            Type::Duration(..) => "a duration with unit, as 30s".to_owned(),
+            Type::Size(..) => "a size with unit, as 8MiB".to_owned(),
+            Type::Path => "a path".to_owned(),
+            Type::Address => "an address with port, as 127.0.0.1:7410".to_owned(),
+            Type::Table => "a table as schema.table".to_owned(),
+            Type::Column => "a column name".to_owned(),
+            Type::Choice(words) => format!("one of {}", words.join(", ")),
+            Type::List(of) => format!("a list, each {}", of.describe()),
+            Type::PerTable(of) => format!("a block with tables as keys, each {}", of.describe()),
+            Type::Block(_) => "a block of keys".to_owned(),
+            Type::OneOf(keys) => format!("a block with one of {}", keys.iter().map(|k| k.name).collect::<Vec<_>>().join(", ")),
+            Type::Sink => "a block with the kind of sink as its key".to_owned(),
+        }
+    }
+}
+
+/// The reference of both kinds of file, as text: one line a key.
+#[must_use]
+pub fn reference() -> String {
+    fn block(out: &mut String, keys: &[Key], prefix: &str) {
+        for key in keys {
+            let need = match key.need {
+                Need::Required(_) => "required".to_owned(),
+                Need::Optional(absent) => format!("absent: {absent}"),
+                Need::Default(value) => format!("default {value}"),
+                Need::Implied => "its keys' defaults".to_owned(),
+            };
+            out.push_str(&format!("{prefix}{}\n    {} ({}; {need})\n", key.name, key.doc, key.ty.describe()));
+            match &key.ty {
+                Type::Block(keys) | Type::OneOf(keys) => block(out, keys, &format!("{prefix}{}.", key.name)),
+                _ => {}
+            }
+        }
+    }
+    let mut out = String::from("Pipeline file\n\n");
+    block(&mut out, &PIPELINE, "");
+    out.push_str("\nConnector file\n\n");
+    block(&mut out, &CONNECTOR, "");
+    out
+}

@@ -1,0 +1,445 @@
+//! From files to a [`Pipeline`]: reads, checks the files by themselves and against each other, then resolves.
+
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tillstream_connectors::registry::{self, Registry};
+use tillstream_schemas::Op;
+
+use super::check::{Block, Checked, Checker, nearest};
+use super::document::{Document, Span};
+use super::keys;
+use super::report::{Code, Problem, Report};
+use super::secrets::Environment;
+use super::tree::{self, Node, Value};
+use super::{
+    Admin, Compression, Connector, Delivery, HoldBack, Journal, LocalJournal, OnDelete, Pipeline, RabbitJournal, Retention, Retry, Source,
+    SourceTable,
+};
+
+/// What both journals keep when nothing is said: a week covers a long weekend and a day of repair.
+const RETENTION_DEFAULT: Retention = Retention { age: Some(Duration::from_secs(7 * 86_400)), bytes: None };
+
+/// Reads a pipeline file and its connector files. `${env:…}` is looked up in the process's environment.
+///
+/// # Errors
+/// Every problem of every file.
+pub fn load(path: &Path, registry: &Registry) -> Result<Pipeline, Report> {
+    load_with(path, registry, &|name| std::env::var(name).ok())
+}
+
+/// Checks pipeline and connector files and returns the pipelines among them. A connector file by itself is checked without knowing the source's tables.
+///
+/// # Errors
+/// Every problem of every file.
+pub fn check_files(paths: &[PathBuf], registry: &Registry) -> Result<Vec<(PathBuf, Pipeline)>, Report> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let (mut report, mut pipelines) = (Report::default(), Vec::new());
+    for path in paths {
+        match is_connector(path) {
+            true => {
+                read_connector(path, registry, &environment, &[], &mut report);
+            }
+            false => match load_with(path, registry, &environment) {
+                Ok(pipeline) => pipelines.push((path.clone(), pipeline)),
+                Err(problems) => report.extend(problems),
+            },
+        }
+    }
+    if report.is_empty() { Ok(pipelines) } else { Err(report) }
+}
+
+/// Whether the file has the key that only connector files have.
+fn is_connector(path: &Path) -> bool {
+    let Some(tree) = Document::read(path).ok().and_then(|document| tree::parse(&document, &mut Vec::new())) else { return false };
+    matches!(&tree.value, Value::Map(entries) if entries.iter().any(|(k, _)| k.text == "connector") && !entries.iter().any(|(k, _)| k.text == "source"))
+}
+
+pub(crate) fn load_with(path: &Path, registry: &Registry, environment: Environment<'_>) -> Result<Pipeline, Report> {
+    let mut report = Report::default();
+    let pipeline = read_pipeline(path, registry, environment, &mut report);
+    match pipeline {
+        Some(pipeline) if report.is_empty() => Ok(pipeline),
+        _ => Err(report),
+    }
+}
+
+fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>, report: &mut Report) -> Option<Pipeline> {
+    let document = match Document::read(path) {
+        Ok(document) => document,
+        Err(problem) => {
+            report.add_unread(problem);
+            return None;
+        }
+    };
+    let mut checker = Checker { document: &document, environment, problems: Vec::new() };
+    let tree = tree::parse(&document, &mut checker.problems);
+    let Some(tree) = tree else {
+        report.add(&document, checker.problems);
+        return None;
+    };
+    let top = checker.block(&tree, top_of(&tree), "", &keys::PIPELINE, &keys::PIPELINE);
+    let tables = top.block("source").map(|source| source_tables(&mut checker, source)).unwrap_or_default();
+    let paths: Vec<(PathBuf, Span)> = top
+        .list("connectors")
+        .iter()
+        .filter_map(|item| if let Checked::Path(path) = &item.value { Some((path.clone(), item.span)) } else { None })
+        .collect();
+    for (i, (path, span)) in paths.iter().enumerate() {
+        if paths[..i].iter().any(|(other, _)| other == path) {
+            checker.problem(
+                Code::DuplicateName,
+                *span,
+                "this connector file is listed twice",
+                "again",
+                Some("remove one of the two".to_owned()),
+            );
+        }
+    }
+    let mut connectors: Vec<Connector> = Vec::new();
+    let mut files = Report::default();
+    for (i, (path, span)) in paths.iter().enumerate() {
+        if paths[..i].iter().any(|(other, _)| other == path) {
+            continue;
+        }
+        let Some(connector) = read_connector(path, registry, environment, &tables, &mut files) else { continue };
+        if connectors.iter().any(|c| c.name == connector.name) {
+            let message = format!("two connector files are named `{}`", connector.name);
+            let help = "checkpoints and idempotency keys go by the name: give each its own".to_owned();
+            checker.problem(Code::DuplicateName, *span, message, "the second", Some(help));
+        }
+        connectors.push(connector);
+    }
+    let sound = checker.problems.is_empty() && files.is_empty();
+    report.add(&document, checker.problems);
+    report.extend(files);
+    if !sound {
+        return None;
+    }
+    let journal = journal(top.block("journal")?)?;
+    let source = source(top.block("source")?, tables, &journal)?;
+    let listen = top.block("admin")?.address("listen")?;
+    Some(Pipeline { name: top.text("pipeline")?, source, journal, admin: Admin { listen }, connectors })
+}
+
+/// Where a missing key of the top level belongs: the first key.
+fn top_of(tree: &Node) -> Span {
+    match &tree.value {
+        Value::Map(entries) => entries.first().map_or(tree.span, |(key, _)| key.span),
+        _ => tree.span,
+    }
+}
+
+/// The source's tables with their partition columns; complains of repeats and of columns for tables that are not listed.
+fn source_tables(checker: &mut Checker<'_>, source: &Block) -> Vec<SourceTable> {
+    let mut tables: Vec<SourceTable> = Vec::new();
+    for ((schema, table), span) in source.tables("tables") {
+        if tables.iter().any(|t| t.schema == schema && t.table == table) {
+            let message = format!("table `{schema}.{table}` is listed twice");
+            checker.problem(Code::DuplicateName, span, message, "again", Some("remove one of the two".to_owned()));
+            continue;
+        }
+        tables.push(SourceTable { schema, table, partition_by: None });
+    }
+    let Some(Checked::PerTable(entries)) = source.get("partition_by").map(|item| item.value.clone()) else { return tables };
+    for (table, columns) in entries {
+        let (Checked::Table(schema, name), Checked::List(columns)) = (&table.value, &columns.value) else { continue };
+        let columns =
+            columns.iter().filter_map(|item| if let Checked::Text(text) = &item.value { Some(text.clone()) } else { None }).collect();
+        match tables.iter_mut().find(|t| t.schema == *schema && t.table == *name) {
+            Some(found) => found.partition_by = Some(columns),
+            None => unknown_table(checker, schema, name, table.span, &tables, "`source.tables`"),
+        }
+    }
+    tables
+}
+
+fn unknown_table(checker: &mut Checker<'_>, schema: &str, table: &str, span: Span, tables: &[SourceTable], of: &str) {
+    let known: Vec<String> = tables.iter().map(|t| format!("{}.{}", t.schema, t.table)).collect();
+    let help = match nearest(&format!("{schema}.{table}"), known.iter().map(String::as_str)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("add it to {of}, or choose one of {}", known.join(", ")),
+    };
+    checker.problem(Code::UnknownTable, span, format!("table `{schema}.{table}` is not in {of}"), "not captured", Some(help));
+}
+
+fn source(block: &Block, tables: Vec<SourceTable>, journal: &Journal) -> Option<Source> {
+    let hold_back = match (block.block("hold_back"), journal) {
+        (Some(block), _) => HoldBack { time: block.duration("time")?, bytes: block.size("bytes")? },
+        // Streams confirm before they sync: half a minute is what an operating system takes to write its cache back.
+        (None, Journal::Rabbitmq(_)) => HoldBack { time: Duration::from_secs(30), bytes: 64 << 20 },
+        // SQLite syncs before it confirms.
+        (None, Journal::Local(_)) => HoldBack { time: Duration::ZERO, bytes: 0 },
+    };
+    Some(Source {
+        name: block.text("name")?,
+        url: block.secret("url")?,
+        backfill_url: block.secret("backfill_url"),
+        slot: block.text("slot")?,
+        publication: block.text("publication")?,
+        tables,
+        hold_back,
+        initial_load: block.bool("initial_load")?,
+        allow_weak_auth: block.bool("allow_weak_auth")?,
+    })
+}
+
+fn journal(block: &Block) -> Option<Journal> {
+    let retention = |block: &Block| match block.block("retention") {
+        Some(retention) => Retention { age: retention.duration("age"), bytes: retention.size("bytes") },
+        None => RETENTION_DEFAULT,
+    };
+    if let Some(local) = block.block("local") {
+        return Some(Journal::Local(LocalJournal { dir: local.path("dir")?, partitions: partitions(local)?, retention: retention(local) }));
+    }
+    let rabbit = block.block("rabbitmq")?;
+    let secret = |item: &super::check::Item| if let Checked::Secret(secret) = &item.value { Some(secret.clone()) } else { None };
+    Some(Journal::Rabbitmq(RabbitJournal {
+        urls: rabbit.list("urls").iter().filter_map(secret).collect(),
+        stream: rabbit.text("stream")?,
+        partitions: partitions(rabbit)?,
+        replicas: rabbit.count("replicas"),
+        segment_bytes: rabbit.size("segment")?,
+        retention: retention(rabbit),
+        frame_max: rabbit.size("frame_max")?,
+        compression: if rabbit.text("compression")? == "lz4" { Compression::Lz4 } else { Compression::None },
+        tls_ca: rabbit.block("tls").and_then(|tls| tls.path("ca")),
+    }))
+}
+
+fn partitions(block: &Block) -> Option<NonZeroU16> {
+    NonZeroU16::new(block.count("partitions")?)
+}
+
+/// Reads one connector file. `tables` are the source's; none when the source is not known.
+fn read_connector(
+    path: &Path,
+    registry: &Registry,
+    environment: Environment<'_>,
+    tables: &[SourceTable],
+    report: &mut Report,
+) -> Option<Connector> {
+    let document = match Document::read(path) {
+        Ok(document) => document,
+        Err(problem) => {
+            report.add_unread(problem);
+            return None;
+        }
+    };
+    let mut checker = Checker { document: &document, environment, problems: Vec::new() };
+    let connector = tree::parse(&document, &mut checker.problems).and_then(|tree| {
+        let top = checker.block(&tree, top_of(&tree), "", &keys::CONNECTOR, &keys::CONNECTOR);
+        connector(&mut checker, &top, registry, tables)
+    });
+    let sound = checker.problems.is_empty();
+    report.add(&document, checker.problems);
+    connector.filter(|_| sound)
+}
+
+fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables: &[SourceTable]) -> Option<Connector> {
+    let from = top.block("from");
+    let mut wanted: Vec<(String, String)> = Vec::new();
+    for ((schema, table), span) in from.map(|from| from.tables("tables")).unwrap_or_default() {
+        if wanted.contains(&(schema.clone(), table.clone())) {
+            let message = format!("table `{schema}.{table}` is listed twice");
+            checker.problem(Code::DuplicateName, span, message, "again", Some("remove one of the two".to_owned()));
+        } else if !tables.is_empty() && !tables.iter().any(|t| t.schema == schema && t.table == table) {
+            unknown_table(checker, &schema, &table, span, tables, "the pipeline's `source.tables`");
+        }
+        wanted.push((schema, table));
+    }
+    let target = top.get("to").and_then(|item| sink(checker, item, registry, &wanted));
+    let (from, (kind, target)) = (from?, target?);
+    let ops = from.list("ops").iter().filter_map(|item| if let Checked::Text(text) = &item.value { op(text) } else { None }).collect();
+    let on_delete = match top.text("on_delete")?.as_str() {
+        "tombstone" => OnDelete::Tombstone,
+        "delete" => OnDelete::Delete,
+        _ => OnDelete::Ignore,
+    };
+    let (delivery, retry) = (top.block("delivery")?, top.block("retry")?);
+    let batch = delivery.block("batch")?;
+    Some(Connector {
+        name: top.text("connector")?,
+        tables: wanted,
+        ops,
+        on_delete,
+        target,
+        kind,
+        delivery: Delivery {
+            lanes: NonZeroU16::new(delivery.count("lanes")?)?,
+            batch_items_max: batch.count("items")?,
+            batch_bytes_max: batch.size("bytes")?,
+            linger: batch.duration("linger")?,
+        },
+        retry: Retry { base: retry.duration("base")?, max: retry.duration("max")?, give_up_after: retry.duration("give_up_after") },
+    })
+}
+
+fn op(text: &str) -> Option<Op> {
+    Some(match text {
+        "insert" => Op::Insert,
+        "update" => Op::Update,
+        "delete" => Op::Delete,
+        "truncate" => Op::Truncate,
+        "read" => Op::Read,
+        "message" => Op::Message,
+        _ => return None,
+    })
+}
+
+/// Hands the block to its kind and brings the kind's problems back to their places.
+fn sink(
+    checker: &mut Checker<'_>,
+    item: &super::check::Item,
+    registry: &Registry,
+    wanted: &[(String, String)],
+) -> Option<(&'static str, std::sync::Arc<dyn registry::Target>)> {
+    let Checked::Sink { kind: name, kind_span, block, node } = &item.value else { return None };
+    let Some(kind) = registry.get(name) else {
+        let names = registry.names();
+        let help = match nearest(name, names.iter().copied()) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("the kinds of this program are {}", names.join(", ")),
+        };
+        checker.problem(Code::UnknownKind, *kind_span, format!("unknown kind of sink `{name}`"), "not a kind", Some(help));
+        return None;
+    };
+    let target = match kind.validate(block) {
+        Ok(target) => target,
+        Err(problems) => {
+            for problem in problems {
+                let problem = place_problem(checker.document, problem, node, *kind_span);
+                checker.problems.push(problem);
+            }
+            return None;
+        }
+    };
+    for (table, _) in &target.plan().columns {
+        if !wanted.iter().any(|(s, t)| format!("{s}.{t}") == *table) {
+            let (span, _) = locate(node, *kind_span, &format!("tables.{table}"));
+            let help = Some("add it to `from.tables`, or remove it here".to_owned());
+            checker.problem(
+                Code::UnknownTable,
+                span,
+                format!("the sink names table `{table}`, which `from.tables` does not"),
+                "not delivered",
+                help,
+            );
+        }
+    }
+    Some((kind.name(), target))
+}
+
+/// A sink's problem at the place its path leads to.
+fn place_problem(document: &Document, problem: registry::Problem, node: &Node, kind_span: Span) -> Problem {
+    let (span, found) = locate(node, kind_span, &problem.path);
+    // What the path names may be the very thing that is missing.
+    let message = match (problem.path.is_empty(), found) {
+        (false, _) => format!("`{}`: {}", problem.path, problem.message),
+        (true, _) => problem.message,
+    };
+    document.problem(Code::BadSink, span, message, if found { "here" } else { "it belongs here" }, problem.help)
+}
+
+/// Follows a dotted path as far as it goes: the place of the value it leads to (of a block its key), and whether it was followed to its end.
+/// Keys may hold dots (`tables.public.orders`), so the longest key that fits is taken.
+fn locate(node: &Node, key: Span, path: &str) -> (Span, bool) {
+    let here = || if matches!(node.value, Value::Scalar { .. }) { node.span } else { key };
+    if path.is_empty() {
+        return (here(), true);
+    }
+    match &node.value {
+        Value::Map(entries) => {
+            let rest_of = |name: &str| {
+                let rest = path.strip_prefix(name)?;
+                if rest.is_empty() { Some("") } else { rest.strip_prefix('.').or_else(|| rest.starts_with('[').then_some(rest)) }
+            };
+            let next = entries.iter().filter_map(|(k, v)| Some((k, v, rest_of(&k.text)?))).max_by_key(|(k, ..)| k.text.len());
+            next.map_or((key, false), |(k, v, rest)| locate(v, k.span, rest))
+        }
+        Value::List(items) => {
+            let digits = path.trim_start_matches('[');
+            let end = digits.find([']', '.']).unwrap_or(digits.len());
+            let item = digits[..end].parse::<usize>().ok().and_then(|i| items.get(i));
+            item.map_or((key, false), |item| locate(item, item.span, digits[end..].trim_start_matches([']', '.'])))
+        }
+        Value::Null | Value::Scalar { .. } => (here(), false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn files(entries: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a directory");
+        for (name, text) in entries {
+            std::fs::write(dir.path().join(name), text).expect("written");
+        }
+        dir
+    }
+
+    fn codes(text: &str) -> Vec<(&'static str, usize, usize)> {
+        let dir = files(&[("t.yaml", text)]);
+        match load_with(&dir.path().join("t.yaml"), &Registry::default(), &|_| None) {
+            Ok(_) => Vec::new(),
+            Err(report) => report.problems().iter().map(|p| (p.code.as_str(), p.line, p.column)).collect(),
+        }
+    }
+
+    const GOOD: &str = "version: 1\npipeline: shop\nsource:\n  name: pos\n  url: postgres://u@h/d\n  slot: s\n  publication: p\n  tables: [public.orders]\njournal: {local: {dir: ./j}}\n";
+
+    #[test]
+    fn a_small_file_gets_every_default() {
+        let dir = files(&[("t.yaml", GOOD)]);
+        let pipeline = load_with(&dir.path().join("t.yaml"), &Registry::default(), &|_| None).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(pipeline.admin.listen.to_string(), "127.0.0.1:7410");
+        assert!(pipeline.source.initial_load && !pipeline.source.allow_weak_auth);
+        assert_eq!(pipeline.source.hold_back, HoldBack { time: Duration::ZERO, bytes: 0 });
+        let Journal::Local(local) = pipeline.journal else { panic!("local") };
+        assert_eq!((local.dir, local.partitions.get(), local.retention), (dir.path().join("./j"), 1, RETENTION_DEFAULT));
+    }
+
+    #[test]
+    fn every_problem_is_found_at_its_place() {
+        let text = GOOD.replace("  slot: s\n", "  slots: s\n").replace("public.orders", "orders").replace("local", "locale");
+        assert_eq!(codes(&text), [("config.unknown_key", 6, 3), ("config.bad_table", 8, 12), ("config.unknown_key", 9, 11)]);
+        assert_eq!(codes(""), [("config.empty", 1, 1)]);
+        assert_eq!(codes("[1, 2]"), [("config.wrong_type", 1, 1)]);
+        assert_eq!(codes("version: 1\nversion: 1\n").first(), Some(&("config.missing_key", 1, 1)));
+    }
+
+    #[test]
+    fn hostile_files_end_in_one_problem() {
+        let bomb = format!("a: &a [x, x]\n{}", (0..20).map(|i| format!("k{i}: [*a, *a, *a]\n")).collect::<String>());
+        assert_eq!(codes(&bomb).first().map(|c| c.0), Some("config.too_complex"));
+        assert_eq!(codes(&"[".repeat(5000)).len(), 1);
+        for text in [
+            "\tversion: 1",
+            "version: 1\n\tpipeline: x",
+            "version: [1",
+            "version: 1: 2",
+            "--- a\n--- b\n",
+            "a: !!binary x\n",
+            "? [a]\n: b\n",
+            "<<: {a: 1}\n",
+            "*x",
+        ] {
+            assert!(!codes(text).is_empty(), "{text:?}");
+        }
+        let crlf = GOOD.replace('\n', "\r\n");
+        assert_eq!(codes(&crlf), []);
+        assert_eq!(codes(&format!("\u{feff}{GOOD}")), []);
+        assert_eq!(codes(&GOOD.replace("  slot: s\n", "  slot: S!\n").replace('\n', "\r\n")), [("config.bad_name", 6, 9)]);
+    }
+
+    #[test]
+    fn a_password_in_a_file_is_never_shown() {
+        let text = GOOD.replace("postgres://u@h/d", "postgre://u:hunter2@h/d").replace("pipeline: shop", "pipeline: Shop");
+        let dir = files(&[("t.yaml", &text)]);
+        let report = load_with(&dir.path().join("t.yaml"), &Registry::default(), &|_| None).expect_err("two problems");
+        assert_eq!(report.problems().len(), 2);
+        assert!(!report.render(true).contains("hunter2") && !report.to_json().to_string().contains("hunter2"), "{report}");
+    }
+}
