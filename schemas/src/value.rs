@@ -325,7 +325,11 @@ fn write_bare_element<'a>(out: &mut Vec<u8>, class: ValueClass, delimiter: u8, t
     if element.is_empty() || element.iter().any(|b| matches!(b, b'{' | b'"' | b'\\')) {
         return None;
     }
-    if element == b"NULL" { out.extend_from_slice(b"null") } else { write_scalar(out, class, element) }
+    if element == b"NULL" {
+        out.extend_from_slice(b"null")
+    } else {
+        write_scalar(out, class, element)
+    }
     Some(rest)
 }
 
