@@ -173,7 +173,7 @@ CREATE TABLE check_ (
     status        text NOT NULL DEFAULT 'open',
     receipt       text,
     updated_at    timestamptz NOT NULL DEFAULT now(),
-    FOREIGN KEY (order_id, business_date) REFERENCES "order" ON DELETE CASCADE,
+    FOREIGN KEY (order_id, business_date) REFERENCES "order" ON DELETE CASCADE ON UPDATE CASCADE,
     UNIQUE (order_id, no)
 );
 -- Out of line and never compressed, so that every receipt above 2 kB is a TOAST value.
