@@ -20,6 +20,8 @@ mod record;
 mod replay;
 mod snapshot;
 mod state;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use encode::{Stamp, encode};
@@ -29,7 +31,7 @@ pub use record::{
 };
 pub use replay::{Follower, replay};
 pub use snapshot::Snapshotter;
-pub use state::{Letter, State};
+pub use state::{Letter, State, Stored};
 pub use writer::{Proof, Writer, delivery_producer, operator_producer};
 
 use crate::journal::{JournalError, Offset};

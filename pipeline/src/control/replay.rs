@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::ControlError;
 use super::record::{Record, Snapshot};
-use super::state::State;
+use super::state::{State, Stored};
 use crate::journal::{Chunk, From, Journal, Log, Offset, Reader};
 
 /// The state as of the newest confirmed entry. Reads from the oldest entry; when a snapshot is met, a second pass
@@ -58,8 +58,8 @@ impl Pass {
     }
 
     fn take(&mut self, chunk: &Chunk) -> Result<(), ControlError> {
-        each_record(chunk, self.state.next(), |offset, token, record| {
-            self.state.apply_record(offset, token, record)?;
+        each_record(chunk, self.state.next(), |stored| {
+            self.state.apply_record(stored)?;
             if let Some(snapshot) = self.state.take_snapshot() {
                 self.snapshot = Some(*snapshot);
             }
@@ -72,13 +72,14 @@ impl Pass {
 pub(super) fn each_record(
     chunk: &Chunk,
     from: Offset,
-    mut apply: impl FnMut(Offset, u32, Record) -> Result<(), ControlError>,
+    mut apply: impl FnMut(Stored) -> Result<(), ControlError>,
 ) -> Result<(), ControlError> {
     let malformed = |offset: u64| move |e: EntryError| ControlError::Malformed(format!("offset {offset}: {e}"));
     for (offset, bytes) in (chunk.first_offset.0..).zip(Records::new(&chunk.bytes)) {
         let entry = Entry::decode(bytes.map_err(malformed(offset))?).map_err(malformed(offset))?;
         if Offset(offset) >= from {
-            apply(Offset(offset), entry.header.token, Record::from_json(entry.body)?)?;
+            let (token, bytes) = (entry.header.token, entry.body.len());
+            apply(Stored { offset: Offset(offset), token, bytes, record: Record::from_json(entry.body)? })?;
         }
     }
     Ok(())
@@ -144,8 +145,8 @@ async fn follow(journal: Arc<dyn Journal>, publish: watch::Sender<Arc<State>>) -
         let mut result = Ok(());
         publish.send_modify(|state| {
             let state = Arc::make_mut(state);
-            result = each_record(&chunk, state.next(), |offset, token, record| {
-                state.apply_record(offset, token, record)?;
+            result = each_record(&chunk, state.next(), |stored| {
+                state.apply_record(stored)?;
                 state.take_snapshot();
                 Ok(())
             });

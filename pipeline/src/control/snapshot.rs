@@ -13,8 +13,8 @@ pub struct Snapshotter {
     /// Where the log stood when the last snapshot was taken; `None` before this run's first.
     last: Option<Offset>,
     last_bytes: u64,
-    /// Bytes of control entries seen since.
-    since: u64,
+    /// What the state had applied then.
+    applied_bytes: u64,
 }
 
 impl Snapshotter {
@@ -28,24 +28,22 @@ impl Snapshotter {
         Snapshotter::default()
     }
 
-    /// Counts bytes that anyone appended to the control log.
-    pub fn appended(&mut self, bytes: u64) {
-        self.since = self.since.saturating_add(bytes);
-    }
-
-    /// The snapshot to write now, if one is due.
+    /// The snapshot to write now, if one is due. Cheap when none is; once a second is often enough.
     pub fn take(&mut self, state: &State) -> Option<Record> {
         let due = match self.last {
             None => state.next() > Offset(0),
-            Some(last) => state.covers() > last && self.since >= Self::BYTES_MIN.max(2 * self.last_bytes),
+            Some(last) => {
+                let since = state.applied_bytes().saturating_sub(self.applied_bytes);
+                state.next() > last && since >= Self::BYTES_MIN.max(2 * self.last_bytes)
+            }
         };
         if !due {
             return None;
         }
-        let record = Record::Snapshot(Box::new(state.snapshot()));
-        self.last = Some(state.covers());
+        let record = Record::Snapshot(Box::new(state.snapshot()?));
+        self.last = Some(state.next());
         self.last_bytes = record.to_json().len() as u64;
-        self.since = 0;
+        self.applied_bytes = state.applied_bytes();
         Some(record)
     }
 }

@@ -21,6 +21,19 @@ pub struct Letter {
     pub redrive_requested: bool,
 }
 
+/// A record as it stands in the control log.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its offset.
+    pub offset: Offset,
+    /// The token in its header.
+    pub token: u32,
+    /// Length of its body.
+    pub bytes: usize,
+    /// What it says.
+    pub record: Record,
+}
+
 /// A record that is still missing pieces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Assembly {
@@ -38,6 +51,7 @@ struct Assembly {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     next: Offset,
+    applied_bytes: u64,
     session: Option<Session>,
     rival: Option<Session>,
     epoch: u32,
@@ -62,8 +76,9 @@ impl State {
     pub const LETTERS_MAX: usize = 10_000;
     /// Audit records kept at hand; older ones stay in the log until retention drops them.
     pub const AUDIT_MAX: usize = 256;
-    /// Pieces of a record whose writer died are forgotten after so many offsets, so that they cannot hold back snapshots for ever.
-    const ASSEMBLY_OFFSETS_MAX: u64 = 100_000;
+    /// Pieces whose writer died are forgotten when another takes its place, or after so many offsets: they must not
+    /// hold back snapshots. A living writer's pieces follow each other within a few dozen.
+    const ASSEMBLY_OFFSETS_MAX: u64 = 10_000;
 
     /// Where reading goes on: one above the last entry applied.
     #[must_use]
@@ -170,35 +185,56 @@ impl State {
         self.audit.iter()
     }
 
+    /// Bytes of record bodies applied so far, to this state and those it was cloned from: tells when a snapshot pays.
+    #[must_use]
+    pub fn applied_bytes(&self) -> u64 {
+        self.applied_bytes
+    }
+
     /// Applies one entry of the control log. `offset` is the entry's own.
     ///
     /// # Errors
     /// [`ControlError::Version`] and [`ControlError::Malformed`]: the log holds something this program cannot read,
-    /// and what it would have meant is unknown.
+    /// and what it would have meant is unknown. Nothing was applied.
     pub fn apply(&mut self, offset: Offset, header: &Header<'_>, body: &[u8]) -> Result<(), ControlError> {
         let record = Record::from_json(body)?;
-        self.apply_record(offset, header.token, record)?;
-        Ok(())
+        self.apply_record(Stored { offset, token: header.token, bytes: body.len(), record })
     }
 
-    /// As [`apply`](Self::apply), of a record that is decoded already and was written under this token.
+    /// As [`apply`](Self::apply), of a record that is decoded already.
     ///
     /// # Errors
     /// [`ControlError::Malformed`] when joined pieces are no record.
-    pub fn apply_record(&mut self, offset: Offset, token: u32, record: Record) -> Result<(), ControlError> {
-        let seen_before = offset < self.next;
-        self.next = self.next.max(Offset(offset.0 + 1));
+    pub fn apply_record(&mut self, stored: Stored) -> Result<(), ControlError> {
+        let fresh = stored.offset >= self.next;
+        if fresh {
+            self.next = Offset(stored.offset.0 + 1);
+            self.applied_bytes += stored.bytes as u64;
+            self.assemblies.retain(|_, a| stored.offset.0 - a.first.0 <= Self::ASSEMBLY_OFFSETS_MAX);
+        }
+        self.apply_whole(stored, fresh)
+    }
+
+    /// `fresh` is whether the entry was not applied before; only what depends on order asks.
+    fn apply_whole(&mut self, stored: Stored, fresh: bool) -> Result<(), ControlError> {
+        let Stored { offset, token, record, .. } = stored;
         // What a fenced-off run wrote late counts for nothing. (A broker drops it; a reader need not rely on that.)
         if record.is_capture_only() && token < self.token() {
             return Ok(());
         }
         match record {
             Record::Session(session) => self.apply_session(session),
-            Record::Operator(operator) => self.operator = self.operator.max(operator.token),
+            Record::Operator(operator) if operator.token > self.operator => {
+                self.operator = operator.token;
+                self.assemblies.retain(|writer, _| !writer.ends_with("/operator"));
+            }
+            Record::Operator(_) => {}
             Record::Lease(lease) => {
                 let key = (lease.connector.clone(), lease.partition);
                 // The first under a number holds it; a second one under the same number lost the race.
                 if self.leases.get(&key).is_none_or(|held| lease.lease > held.lease) {
+                    let writer = format!("/delivery/{}/{}", lease.connector, lease.partition);
+                    self.assemblies.retain(|of, _| !of.ends_with(&writer));
                     self.leases.insert(key, lease);
                 }
             }
@@ -210,9 +246,9 @@ impl State {
                     self.checkpoints.insert(key, checkpoint);
                 }
             }
-            Record::DeadLetter(letter) if !seen_before => self.insert_letter(letter, false),
-            Record::DeadLetterSettled(settled) if !seen_before => self.remove_letter((settled.connector, settled.event_id)),
-            Record::RedriveRequested(request) if !seen_before => self.request_redrive(&request),
+            Record::DeadLetter(letter) if fresh => self.insert_letter(letter, false),
+            Record::DeadLetterSettled(settled) if fresh => self.remove_letter((settled.connector, settled.event_id)),
+            Record::RedriveRequested(request) if fresh => self.request_redrive(&request),
             Record::Cursor(cursor) => {
                 let key = (cursor.job.clone(), cursor.table.clone());
                 let rank = |c: &Cursor| (c.epoch, c.chunk, c.attempt, c.done);
@@ -224,7 +260,7 @@ impl State {
                 self.loads.insert(load.job.clone(), load);
             }
             Record::Epoch(epoch) => self.epoch = self.epoch.max(epoch.epoch),
-            Record::Audit(audit) if !seen_before => {
+            Record::Audit(audit) if fresh => {
                 if self.audit.len() == Self::AUDIT_MAX {
                     self.audit.pop_front();
                 }
@@ -232,9 +268,9 @@ impl State {
             }
             // Whoever has read everything below it learns nothing from a snapshot; replay starts again from the last one.
             Record::Snapshot(snapshot) => self.last_snapshot = Some(snapshot),
-            Record::Piece(piece) if !seen_before => {
-                if let Some((token, whole)) = self.join(offset, token, piece)? {
-                    self.apply_record(offset, token, whole)?;
+            Record::Piece(piece) if fresh => {
+                if let Some(whole) = self.join(offset, token, piece)? {
+                    self.apply_whole(whole, fresh)?;
                 }
             }
             // Order matters for these, so an entry that was applied already is left alone.
@@ -253,6 +289,7 @@ impl State {
                 }
             }
             _ => {
+                self.assemblies.retain(|_, a| a.token == 0 || a.token >= session.token);
                 self.session = Some(session);
                 self.rival = None;
             }
@@ -279,8 +316,7 @@ impl State {
     }
 
     /// Adds a piece; answers the whole once it has all of them.
-    fn join(&mut self, offset: Offset, token: u32, piece: Piece) -> Result<Option<(u32, Record)>, ControlError> {
-        self.assemblies.retain(|_, a| offset.0 - a.first.0 <= Self::ASSEMBLY_OFFSETS_MAX);
+    fn join(&mut self, offset: Offset, token: u32, piece: Piece) -> Result<Option<Stored>, ControlError> {
         if piece.index == 0 {
             // A writer writes one whole at a time: what it began before will not be finished.
             let (whole, count) = (piece.whole.clone(), piece.count);
@@ -302,8 +338,15 @@ impl State {
         }
         match Record::from_json(done.text.as_bytes())? {
             Record::Piece(_) => Err(ControlError::Malformed("a piece of pieces".to_owned())),
-            record => Ok(Some((done.token, record))),
+            record => Ok(Some(Stored { offset, token: done.token, bytes: 0, record })),
         }
+    }
+
+    /// Whether two states say the same, however they were read.
+    #[cfg(test)]
+    pub(super) fn same_facts(&self, other: &State) -> bool {
+        let plain = |state: &State| State { applied_bytes: 0, rival: None, ..state.clone() };
+        plain(self) == plain(other)
     }
 
     /// Takes out the last complete snapshot that was applied.
@@ -311,19 +354,16 @@ impl State {
         self.last_snapshot.take()
     }
 
-    /// The first offset that a snapshot of this state would not hold: that of the oldest unfinished piece, else
-    /// [`next`](Self::next).
+    /// Everything, as one record; `None` while a record in pieces is not whole, since a reader that starts behind its
+    /// first piece would never see it.
     #[must_use]
-    pub fn covers(&self) -> Offset {
-        self.assemblies.values().map(|a| a.first).min().unwrap_or(self.next).min(self.next)
-    }
-
-    /// Everything, as one record.
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        if !self.assemblies.is_empty() {
+            return None;
+        }
         let open = |l: &Letter| OpenLetter { letter: (*l.letter).clone(), redrive_requested: l.redrive_requested };
-        Snapshot {
-            covers: self.covers(),
+        Some(Snapshot {
+            covers: self.next,
             session: self.session.clone(),
             epoch: self.epoch,
             operator: self.operator,
@@ -334,7 +374,7 @@ impl State {
             loads: self.loads.values().cloned().collect(),
             audit: self.audit.iter().cloned().collect(),
             at_ms: now_ms(),
-        }
+        })
     }
 
     /// The state that a snapshot holds; reading goes on at `covers`.

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use tillstream_schemas::Lineage;
 
+use super::ControlError;
 use super::encode::{Stamp, digest, encode};
 use super::record::{Lease, Operator, Record, now_ms};
 use super::replay::each_record;
-use super::{ControlError, State};
+use super::state::{State, Stored};
 use crate::journal::{From, Journal, JournalError, Log, Offset, ProducerName, PublishId, Reader};
 
 /// The producer name under which delivery of one connector writes for one partition. Few and lasting: a broker
@@ -227,7 +228,7 @@ impl Writer {
             }
             let chunk = self.read_back.reader.next().await?;
             let mut proof = None;
-            each_record(&chunk, self.read_back.next, |offset, _, read| {
+            each_record(&chunk, self.read_back.next, |Stored { offset, record: read, .. }| {
                 self.read_back.next = Offset(offset.0 + 1);
                 let own = match &read {
                     Record::Piece(p) => p.writer == self.stamp.writer && p.whole == whole && p.index + 1 == p.count,
