@@ -4,6 +4,7 @@
 
 pub mod target;
 pub mod traffic;
+pub mod verify;
 
 /// The commands below `tillstream demo`.
 #[derive(Debug, clap::Subcommand)]
@@ -12,6 +13,8 @@ pub enum DemoCommand {
     Traffic(traffic::Arguments),
     /// A pretend engagement API: honours idempotency keys, answers 429 and 500 now and then.
     Target(target::Arguments),
+    /// Compare the point of sale's history, the journal and the targets; prints one JSON line.
+    Verify(verify::Arguments),
 }
 
 /// Why a demo command failed.
@@ -44,6 +47,7 @@ pub async fn run(command: DemoCommand) -> Result<(), DemoError> {
     match command {
         DemoCommand::Traffic(arguments) => traffic::run(arguments).await,
         DemoCommand::Target(arguments) => target::run(arguments).await,
+        DemoCommand::Verify(arguments) => verify::run(arguments).await,
     }
 }
 
