@@ -90,7 +90,9 @@ impl Address {
         let (url, tls) = take_own_keys(url.expose_secret())?;
         // Its message names the key, its source might quote the value: only the first is shown.
         let config: tokio_postgres::Config = url.parse().map_err(|e: tokio_postgres::Error| {
-            let key = std::error::Error::source(&e).map(ToString::to_string).filter(|s| s.starts_with("unknown option") || s.starts_with("invalid value"));
+            let key = std::error::Error::source(&e)
+                .map(ToString::to_string)
+                .filter(|s| s.starts_with("unknown option") || s.starts_with("invalid value"));
             refuse(&key.unwrap_or_else(|| "it cannot be parsed".to_owned()))
         })?;
         let user = config.get_user().ok_or_else(|| refuse("it names no user"))?.to_owned();
@@ -172,9 +174,10 @@ fn take_own_keys(url: &str) -> Result<(String, TlsSettings), CaptureError> {
         let value = decode(value).ok_or_else(|| refuse(&format!("the value of {} is not UTF-8", printable(key))))?;
         match key {
             "sslmode" => {
-                tls.mode = Some(TlsMode::parse(&value).ok_or_else(|| {
-                    refuse("invalid value for sslmode: one of disable, allow, prefer, require, verify-ca, verify-full")
-                })?);
+                tls.mode =
+                    Some(TlsMode::parse(&value).ok_or_else(|| {
+                        refuse("invalid value for sslmode: one of disable, allow, prefer, require, verify-ca, verify-full")
+                    })?);
             }
             "sslrootcert" if value == "system" => tls.trust = Trust::System,
             "sslrootcert" => tls.trust = Trust::File(value.into()),
@@ -188,8 +191,20 @@ fn take_own_keys(url: &str) -> Result<(String, TlsSettings), CaptureError> {
             "passfile" | "service" | "servicefile" => {
                 return Err(refuse(&format!("{key} is not supported: put the password in the URL by ${{file:PATH}} or ${{env:NAME}}")));
             }
-            "client_encoding" | "gssencmode" | "require_auth" | "sslcrl" | "sslcrldir" | "sslpassword" | "sslcompression" | "sslsni"
-            | "ssl_min_protocol_version" | "ssl_max_protocol_version" | "requirepeer" | "krbsrvname" | "gsslib" | "replication" => {
+            "client_encoding"
+            | "gssencmode"
+            | "require_auth"
+            | "sslcrl"
+            | "sslcrldir"
+            | "sslpassword"
+            | "sslcompression"
+            | "sslsni"
+            | "ssl_min_protocol_version"
+            | "ssl_max_protocol_version"
+            | "requirepeer"
+            | "krbsrvname"
+            | "gsslib"
+            | "replication" => {
                 return Err(refuse(&format!("{key} is not supported with this value")));
             }
             _ => kept.push(pair),

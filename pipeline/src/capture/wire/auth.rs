@@ -71,7 +71,8 @@ impl Exchange {
             (0, Exchange::Scram(..)) => Err(auth.broken("the server accepts us before it has proven that it knows the password")),
             (3, Exchange::Start) => {
                 let password = auth.weak("a cleartext password")?;
-                frontend::password_message(password.expose_secret().as_bytes(), out).map_err(|_| auth.broken("the password holds a zero byte"))?;
+                frontend::password_message(password.expose_secret().as_bytes(), out)
+                    .map_err(|_| auth.broken("the password holds a zero byte"))?;
                 *self = Exchange::Proven(Method::Weak);
                 Ok(Step::Answer)
             }
@@ -159,7 +160,10 @@ impl Auth {
     }
 
     fn broken(&self, what: &str) -> CaptureError {
-        refused(format!("authentication with {} failed: {what}", self.host), "check the password, and that nothing sits between us and the server")
+        refused(
+            format!("authentication with {} failed: {what}", self.host),
+            "check the password, and that nothing sits between us and the server",
+        )
     }
 }
 

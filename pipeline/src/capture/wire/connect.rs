@@ -56,7 +56,8 @@ async fn open_now(address: &Address, host: &Endpoint) -> Result<Stream, CaptureE
             code: "capture.tls_refused",
             what: format!("{host} does not offer TLS"),
             why: "changes and the password would cross the network in the clear".to_owned(),
-            fix: "set ssl = on with a certificate on the server, or sslmode=disable in the source's URL if the network is private".to_owned(),
+            fix: "set ssl = on with a certificate on the server, or sslmode=disable in the source's URL if the network is private"
+                .to_owned(),
         });
     }
     let config = address.tls.client_config(host.tls)?;

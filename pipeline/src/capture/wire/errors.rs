@@ -204,7 +204,10 @@ pub(crate) fn slot_unusable(slot: &str, evidence: &str) -> CaptureError {
         "capture.slot_unusable",
         format!("replication slot \"{slot}\" cannot be used: {evidence}"),
         "capture needs a logical slot with plugin pgoutput in the source's own database",
-        format!("name another slot in source.slot, or create one:  SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", slot.replace('\'', "''")),
+        format!(
+            "name another slot in source.slot, or create one:  SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
+            slot.replace('\'', "''")
+        ),
     )
 }
 
@@ -248,7 +251,8 @@ mod tests {
 
     #[test]
     fn the_holder_of_a_slot_is_named() {
-        let CaptureError::SlotActive { slot, pid } = error("55006", "replication slot \"s2\" is active for PID 4711").explain(STREAM) else {
+        let CaptureError::SlotActive { slot, pid } = error("55006", "replication slot \"s2\" is active for PID 4711").explain(STREAM)
+        else {
             panic!("slot active");
         };
         assert_eq!((slot.as_str(), pid), ("s", 4711));

@@ -74,11 +74,15 @@ impl Buffer {
 
     /// Length of the next message's body once its header is there.
     fn body_len(&self) -> Result<Option<usize>, CaptureError> {
-        let Some([_, l0, l1, l2, l3]) = self.bytes.get(self.start..self.end).and_then(|b| b.first_chunk::<HEADER>()) else { return Ok(None) };
+        let Some([_, l0, l1, l2, l3]) = self.bytes.get(self.start..self.end).and_then(|b| b.first_chunk::<HEADER>()) else {
+            return Ok(None);
+        };
         let length = u32::from_be_bytes([*l0, *l1, *l2, *l3]) as usize;
         match length.checked_sub(4) {
             Some(body) if body <= self.message_max => Ok(Some(body)),
-            _ => Err(CaptureError::Unavailable(format!("the server sent a message of {length} bytes; not PostgreSQL, or damaged on the way"))),
+            _ => Err(CaptureError::Unavailable(format!(
+                "the server sent a message of {length} bytes; not PostgreSQL, or damaged on the way"
+            ))),
         }
     }
 
@@ -215,7 +219,9 @@ mod tests {
 
     #[test]
     fn a_false_length_is_refused_and_reserves_nothing() {
-        for (length, max) in [(0u32, STREAM_MESSAGE_MAX), (3, STREAM_MESSAGE_MAX), (u32::MAX, STREAM_MESSAGE_MAX), (2 << 20, STARTUP_MESSAGE_MAX)] {
+        for (length, max) in
+            [(0u32, STREAM_MESSAGE_MAX), (3, STREAM_MESSAGE_MAX), (u32::MAX, STREAM_MESSAGE_MAX), (2 << 20, STARTUP_MESSAGE_MAX)]
+        {
             let mut buffer = Buffer::new();
             buffer.set_message_max(max);
             feed(&mut buffer, &[&b"d"[..], &length.to_be_bytes()].concat());

@@ -29,7 +29,7 @@ mod tls;
 pub use auth::Method;
 pub use replication::PgReplication;
 
-pub(crate) use address::Address;
+pub(crate) use address::{Address, Endpoint};
 pub(crate) use connect::open;
 pub(crate) use errors::{Asked, ServerError, definite, slot_lost, slot_missing, slot_unusable, wal_level};
 pub(crate) use socket::Stream;

@@ -124,7 +124,11 @@ impl PgReplication {
                     Step::Done(method) => welcome = Some(method),
                 },
                 (b'E', _) => {
-                    return Err(ServerError::parse(body).explain(Asked::Login { host: &host, user: &address.user, database: &address.database }));
+                    return Err(ServerError::parse(body).explain(Asked::Login {
+                        host: &host,
+                        user: &address.user,
+                        database: &address.database,
+                    }));
                 }
                 (b'S', Some(_)) => self.parameters.learn(body),
                 // BackendKeyData serves to cancel queries, notices have no reader here.
@@ -147,7 +151,8 @@ impl PgReplication {
                 b'D' => row = identity(body),
                 b'E' => return Err(ServerError::parse(body).explain(Asked::Sql)),
                 b'Z' => {
-                    self.identity = row.ok_or_else(|| CaptureError::Unavailable("IDENTIFY_SYSTEM was not answered as expected".to_owned()))?;
+                    self.identity =
+                        row.ok_or_else(|| CaptureError::Unavailable("IDENTIFY_SYSTEM was not answered as expected".to_owned()))?;
                     return Ok(());
                 }
                 b'T' | b'C' | b'N' | b'S' => {}
@@ -180,8 +185,9 @@ impl PgReplication {
     }
 
     async fn query(&mut self, text: &str) -> Result<(), CaptureError> {
-        frontend::query(text, &mut self.output)
-            .map_err(|_| definite("config.source_name", "the slot's or publication's name holds a zero byte", "no such name exists", "mend source.slot"))?;
+        frontend::query(text, &mut self.output).map_err(|_| {
+            definite("config.source_name", "the slot's or publication's name holds a zero byte", "no such name exists", "mend source.slot")
+        })?;
         self.flush().await
     }
 
@@ -257,7 +263,9 @@ impl Replication for PgReplication {
     }
 
     async fn stop(&mut self) {
-        if let Err(error) = timeout(STOP_TIMEOUT, self.say_goodbye()).await.unwrap_or(Err(CaptureError::Unavailable("no answer in time".to_owned()))) {
+        if let Err(error) =
+            timeout(STOP_TIMEOUT, self.say_goodbye()).await.unwrap_or(Err(CaptureError::Unavailable("no answer in time".to_owned())))
+        {
             tracing::debug!(%error, "the replication connection was closed without a farewell");
             // The server notices by the closed socket.
             let _ = self.stream.shutdown().await;
@@ -322,11 +330,7 @@ fn identity(body: &[u8]) -> Option<SystemIdentity> {
         rest = tail;
         std::str::from_utf8(value).ok()
     };
-    Some(SystemIdentity {
-        system_id: column()?.parse().ok()?,
-        timeline: column()?.parse().ok()?,
-        wal_flush: column()?.parse().ok()?,
-    })
+    Some(SystemIdentity { system_id: column()?.parse().ok()?, timeline: column()?.parse().ok()?, wal_flush: column()?.parse().ok()? })
 }
 
 /// A standby status update: what was received, what may be forgotten, our clock, whether we want an answer.

@@ -30,7 +30,7 @@ const GATHER_MAX: Duration = Duration::from_millis(10);
 const TLS_READ_BYTES: usize = 64 * 1024;
 
 /// A socket in one of its two ways of reading.
-pub(super) struct Socket {
+pub(crate) struct Socket {
     mode: Mode,
     /// Ends when bulk reading may look again; counts from the last read, so that the reader's own work is part of it.
     pause: Pin<Box<Sleep>>,
@@ -175,7 +175,7 @@ impl Stream {
     }
 
     /// `tls-server-end-point` of the server's certificate; `None` without TLS or where the certificate cannot be bound.
-    pub(super) fn end_point(&self) -> Option<Vec<u8>> {
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
         let Stream::Tls(tls) = self else { return None };
         super::tls::server_end_point(tls.get_ref().1.peer_certificates()?.first()?)
     }
