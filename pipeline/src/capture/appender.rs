@@ -15,7 +15,8 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use tillstream_schemas::entry::{BatchBuffer, PartInfo};
-use tillstream_schemas::{Half, Header, Kind, Lineage, Lsn, Position};
+use tillstream_schemas::value::write_instant;
+use tillstream_schemas::{Header, Kind, Lineage, Lsn, Position};
 
 use crate::journal::{Batch, Log, PublishId};
 
@@ -56,8 +57,8 @@ pub struct Tail {
 pub struct Evidence {
     /// Its transaction id.
     pub xid: u32,
-    /// Its commit time, microseconds since 2000-01-01 00:00 UTC.
-    pub commit_time: i64,
+    /// Its commit time, as events print it.
+    pub committed_at: String,
 }
 
 /// The server sends a history that is not the one in the journal.
@@ -271,7 +272,7 @@ impl Appender {
     }
 
     /// Ends the open transaction: an `end` entry in every partition that holds events of it. `body` gets the number of
-    /// its events in that partition and in all.
+    /// its events in that partition and in all, those stored by an earlier run included.
     ///
     /// # Errors
     /// [`Diverged`] when it contradicts what is stored.
@@ -420,11 +421,6 @@ impl Appender {
         self.partitions.len() as u16
     }
 
-    /// Whether a live position in this partition is stored already.
-    #[must_use]
-    pub fn is_stored(&self, partition: u16, position: Position) -> bool {
-        position <= self.partitions[usize::from(partition)].tail
-    }
 }
 
 /// Makes a batch of what the partition has gathered.
@@ -486,8 +482,12 @@ impl Replay {
             if *at < commit_lsn && first < *at {
                 return Err(Diverged::PassedOver { at: *at, next: commit_lsn });
             }
-            if *at == commit_lsn && (stored.xid, stored.commit_time) != (xid, commit_time) {
-                return Err(Diverged::Other { at: *at, found: xid, stored: stored.xid });
+            if *at == commit_lsn {
+                let mut committed_at = Vec::new();
+                write_instant(&mut committed_at, commit_time);
+                if stored.xid != xid || stored.committed_at.as_bytes() != committed_at {
+                    return Err(Diverged::Other { at: *at, found: xid, stored: stored.xid });
+                }
             }
             self.expected.pop_front();
         }
@@ -503,10 +503,4 @@ impl Replay {
         }
         Ok(())
     }
-}
-
-/// The two halves of a key change at a position: the delete of the old key, the insert of the new one.
-#[must_use]
-pub fn halves(position: Position) -> (Position, Position) {
-    (Position { half: Half::Delete, ..position }, Position { half: Half::Insert, ..position })
 }
