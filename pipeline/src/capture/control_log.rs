@@ -58,7 +58,6 @@ impl ControlLog {
                 self.own += u64::from(entry.header.token == self.token);
             }
         }
-        self.snapshotter.appended(chunk.bytes.len() as u64);
         self.state.apply_chunk(chunk).map_err(control)?;
         let highest = self.state.token();
         if highest > self.token {

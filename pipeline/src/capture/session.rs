@@ -419,13 +419,11 @@ impl Streaming {
     /// The loop. Answers when the session is asked to end or has reached its target.
     async fn stream(&mut self) -> Result<(), CaptureError> {
         let stats = self.parts.stats.clone();
+        self.write_snapshot();
         loop {
             let received = self.take_messages().await?;
             if self.gave_up {
                 return Ok(());
-            }
-            if let Some(record) = self.control.snapshot() {
-                self.intake.append_record(&record);
             }
             let now = Instant::now();
             self.confirm(now);
@@ -452,10 +450,17 @@ impl Streaming {
                 Wake::Control(chunk) => {
                     let proven = self.control.take(&chunk)?;
                     self.intake.proven(proven);
+                    self.write_snapshot();
                 }
                 Wake::Hook => self.drain_hook().await?,
                 Wake::Confirmed | Wake::Due => {}
             }
+        }
+    }
+
+    fn write_snapshot(&mut self) {
+        if let Some(record) = self.control.snapshot() {
+            self.intake.append_record(&record);
         }
     }
 
