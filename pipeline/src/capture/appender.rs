@@ -65,7 +65,9 @@ pub struct Evidence {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Diverged {
     /// Another transaction stands where the journal's last one should.
-    #[error("the transaction at {at} is not the one that is stored: xid {found} was sent, xid {stored} is stored (or its commit time differs)")]
+    #[error(
+        "the transaction at {at} is not the one that is stored: xid {found} was sent, xid {stored} is stored (or its commit time differs)"
+    )]
     Other {
         /// Commit LSN.
         at: Lsn,
@@ -165,13 +167,8 @@ impl Appender {
     pub fn new(run: Run, batch_max: usize, tails: &[Tail]) -> Self {
         assert!(batch_max >= 1024, "a journal takes batches of at least a KiB");
         let batch_target = batch_max.min(BATCH_BYTES_TARGET);
-        let partition = |tail: &Tail| Partition {
-            buffer: BatchBuffer::default(),
-            count: 1,
-            prev: tail.position,
-            tail: tail.position,
-            here: 0,
-        };
+        let partition =
+            |tail: &Tail| Partition { buffer: BatchBuffer::default(), count: 1, prev: tail.position, tail: tail.position, here: 0 };
         Appender {
             batch_target,
             batch_max,
@@ -420,7 +417,6 @@ impl Appender {
     pub fn partitions(&self) -> u16 {
         self.partitions.len() as u16
     }
-
 }
 
 /// Makes a batch of what the partition has gathered.

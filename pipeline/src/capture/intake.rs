@@ -267,11 +267,11 @@ impl Intake {
         let (position, context) = match &self.open {
             Some(open) => (self.appender.change().ok_or_else(too_many_changes)?, &open.context),
             None => {
-                if message.lsn < self.received {
+                if message.lsn <= self.received {
                     return Err(contradiction("a message stands before what came before it"));
                 }
-                outside = TxContext::outside(epoch, message.lsn);
-                (Position::new(epoch, message.lsn, 0), &outside)
+                outside = TxContext::outside(epoch, message);
+                (Position::new(epoch, outside.commit_lsn(), 0), &outside)
             }
         };
         if own {
@@ -288,8 +288,7 @@ impl Intake {
         if self.open.is_some() {
             return Ok(Boundary::Inside);
         }
-        // Anything sent later lies behind it, so it may be acknowledged by itself.
-        self.ended(Lsn(message.lsn.0 + 1));
+        self.ended(message.lsn);
         Ok(Boundary::Between)
     }
 

@@ -189,8 +189,8 @@ mod tests {
         PublishId::new(1, n)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_transaction_waits_for_the_slowest_log_and_for_all_earlier_ones() {
+    #[test]
+    fn a_transaction_waits_for_the_slowest_log_and_for_all_earlier_ones() {
         let mut p = Progress::new(2, NONE);
         let now = Instant::now();
         p.commit(Lsn(10), &[id(1), id(0)]);
@@ -203,8 +203,8 @@ mod tests {
         assert!(p.is_settled());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn hold_back_ends_by_time_by_bytes_and_by_release() {
+    #[test]
+    fn hold_back_ends_by_time_by_bytes_and_by_release() {
         let hold_back = HoldBack { time: Duration::from_secs(60), bytes: 1000 };
         let mut p = Progress::new(1, hold_back);
         let start = Instant::now();
@@ -224,8 +224,8 @@ mod tests {
         assert_eq!(p.acknowledgeable(start, false), Lsn(5000));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn idle_waits_for_what_is_in_flight() {
+    #[test]
+    fn idle_waits_for_what_is_in_flight() {
         let mut p = Progress::new(1, NONE);
         let now = Instant::now();
         p.commit(Lsn(100), &[id(1)]);
@@ -241,12 +241,13 @@ mod tests {
     }
 
     /// Against the definition, written naively: every transaction with its own ids.
-    #[tokio::test(start_paused = true)]
-    async fn agrees_with_the_definition_on_random_histories() {
+    #[test]
+    fn agrees_with_the_definition_on_random_histories() {
         for seed in 0..300 {
             let mut rng = StdRng::seed_from_u64(seed);
             let logs = rng.random_range(1..5usize);
-            let hold_back = HoldBack { time: Duration::from_millis(rng.random_range(0..4) * 500), bytes: [0, 300, u64::MAX][rng.random_range(0..3)] };
+            let hold_back =
+                HoldBack { time: Duration::from_millis(rng.random_range(0..4) * 500), bytes: [0, 300, u64::MAX][rng.random_range(0..3)] };
             let start = Instant::now();
             let mut now = start;
             let mut p = Progress::new(logs, hold_back);

@@ -201,13 +201,17 @@ fn check_history(
             code: "capture.source_changed",
             what: format!("the journal was written from {was}, the server answers as {is}"),
             why: "positions of two histories cannot be compared: what is skipped as stored could be something else".to_owned(),
-            fix: "connect to the former server and slot; or, if the change is wanted, begin a new epoch and load the tables again".to_owned(),
+            fix: "connect to the former server and slot; or, if the change is wanted, begin a new epoch and load the tables again"
+                .to_owned(),
         });
     }
     if stored.epoch == epoch && identity.wal_flush < stored.commit_lsn {
         return Err(CaptureError::Definite {
             code: "capture.source_regressed",
-            what: format!("the server's WAL ends at {}, the journal holds a transaction that committed at {}", identity.wal_flush, stored.commit_lsn),
+            what: format!(
+                "the server's WAL ends at {}, the journal holds a transaction that committed at {}",
+                identity.wal_flush, stored.commit_lsn
+            ),
             why: "the database was restored to an earlier moment, so later changes will reuse positions that are stored already".to_owned(),
             fix: "if the restore is wanted, begin a new epoch and load the tables again; otherwise connect to the right server".to_owned(),
         });
