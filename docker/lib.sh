@@ -50,3 +50,10 @@ apt_install() {
     rm -f "$log"
 }
 apt_get_install() { local log=$1; shift; apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@" >>"$log" 2>&1; }
+
+# Finds cargo and a C compiler (two of the libraries bring C code).
+need_rust() {
+    command -v cargo >/dev/null || { [ ! -x "$HOME/.cargo/bin/cargo" ] || export PATH="$HOME/.cargo/bin:$PATH"; }
+    command -v cargo >/dev/null || die "Rust is not installed: see https://rustup.rs, then run this again"
+    command -v cc >/dev/null || apt_install gcc libc6-dev make
+}

@@ -29,6 +29,14 @@ impl Delays {
         Delays { inner }
     }
 
+    /// The same without jitter, for a loop that contends with nobody: the next delay follows from the count alone.
+    #[must_use]
+    pub fn steady(base: Duration, max: Duration) -> Self {
+        let mut delays = Delays::new(base, max);
+        delays.inner.randomization_factor = 0.0;
+        delays
+    }
+
     /// How long to wait before the next attempt.
     pub fn next_delay(&mut self) -> Duration {
         self.inner.next_backoff().expect("a backoff without a time limit never ends")

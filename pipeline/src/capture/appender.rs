@@ -1,1 +1,502 @@
-//! appender
+//! Entries into batches: publishing ids, the `prev` chain, parts of large rows, and what the tail says to skip.
+//!
+//! Pure and synchronous: no clock, no I/O. The session takes finished batches with [`Appender::take_ready`] and hands
+//! them to the journal's writer.
+//!
+//! ```text
+//!  event(partition, …) ──▶ skip? (position ≤ tail) ──▶ buffer of the partition ──cut──▶ ready: (log, id, batch)
+//! ```
+//!
+//! What it promises, per partition: ids rise without gaps from the fence's (count 0); every entry's `prev` is the live
+//! position before it; an event is written exactly when its position lies above the tail; the parts of a split body
+//! stand in consecutive batches. It never looks into a body.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use tillstream_schemas::entry::{BatchBuffer, PartInfo};
+use tillstream_schemas::value::write_instant;
+use tillstream_schemas::{Header, Kind, Lineage, Lsn, Position};
+
+use crate::journal::{Batch, Log, PublishId};
+
+/// Batches are cut at this size. A frame, a confirm and an allocation per batch vanish beside several hundred rows,
+/// while the first row of a backlog is stored after milliseconds and the buffer stays in the processor's cache.
+pub const BATCH_BYTES_TARGET: usize = 256 << 10;
+
+/// A batch's record count travels as 16 bits.
+const RECORDS_MAX: u32 = 65_535;
+
+/// A buffer that one huge row made grow beyond this is given back to the allocator.
+const KEEP_BYTES_MAX: usize = 4 << 20;
+
+/// Who writes: what every entry of a run says in its header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Number of the run, from 1.
+    pub token: u32,
+    /// The epoch in which its positions stand.
+    pub epoch: u32,
+    /// The history they belong to.
+    pub lineage: Lineage,
+    /// The configured name of the source.
+    pub source: String,
+}
+
+/// What a partition held when the run began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tail {
+    /// The last live position before the run's fence: what is at or below it is stored already.
+    pub position: Position,
+    /// Which transaction that was, when the log still says.
+    pub evidence: Option<Evidence>,
+}
+
+/// What tells a transaction from another one with the same commit LSN.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evidence {
+    /// Its transaction id.
+    pub xid: u32,
+    /// Its commit time, as events print it.
+    pub committed_at: String,
+}
+
+/// The server sends a history that is not the one in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Diverged {
+    /// Another transaction stands where the journal's last one should.
+    #[error(
+        "the transaction at {at} is not the one that is stored: xid {found} was sent, xid {stored} is stored (or its commit time differs)"
+    )]
+    Other {
+        /// Commit LSN.
+        at: Lsn,
+        /// What the server sent.
+        found: u32,
+        /// What the journal holds.
+        stored: u32,
+    },
+    /// The journal's last transaction should have been sent again and was not.
+    #[error("the stored transaction at {at} was not sent again although an earlier and a later one ({next}) were")]
+    PassedOver {
+        /// Commit LSN of the stored transaction.
+        at: Lsn,
+        /// Commit LSN of the one that came instead.
+        next: Lsn,
+    },
+    /// The transaction is shorter than what the journal holds of it.
+    #[error("the transaction at {at} ends after {changes} changes, but change {stored} of it is stored")]
+    Shorter {
+        /// Commit LSN.
+        at: Lsn,
+        /// Changes that the server sent.
+        changes: u32,
+        /// Ordinal that the journal holds.
+        stored: u32,
+    },
+}
+
+/// A finished batch and where it goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// The log.
+    pub log: Log,
+    /// Its publishing id.
+    pub id: PublishId,
+    /// The entries.
+    pub batch: Batch,
+}
+
+/// What became of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// It stands in the partition's buffer.
+    Written,
+    /// It is stored already.
+    Skipped,
+}
+
+#[derive(Debug)]
+struct Partition {
+    buffer: BatchBuffer,
+    /// Count of the next batch; 0 was the fence.
+    count: u64,
+    /// The live position after everything written so far.
+    prev: Position,
+    /// Live positions up to this one are stored already.
+    tail: Position,
+    /// Events of the open transaction that belong here, the skipped ones included.
+    here: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Transaction {
+    commit_lsn: Lsn,
+    /// Changes so far: the next ordinal.
+    ordinal: u32,
+    /// Events so far; an event in every partition counts once.
+    total: u32,
+}
+
+/// Batches of one run.
+#[derive(Debug)]
+pub struct Appender {
+    run: Run,
+    batch_target: usize,
+    batch_max: usize,
+    partitions: Vec<Partition>,
+    /// Count of the control log's next batch; 0 was the fence.
+    control_count: u64,
+    /// The last batch of each log that carries anything, the control log last.
+    required: Vec<PublishId>,
+    transaction: Option<Transaction>,
+    /// Partitions that hold events of the open transaction.
+    touched: Vec<u16>,
+    replay: Replay,
+    /// Bounded by the largest row: the session empties it after every message.
+    ready: VecDeque<Ready>,
+    scratch: Vec<u8>,
+}
+
+impl Appender {
+    /// A run whose fences (count 0 in every log) are stored and whose partitions end in `tails`.
+    ///
+    /// # Panics
+    /// When a batch of `batch_max` bytes could not hold one entry with a body.
+    #[must_use]
+    pub fn new(run: Run, batch_max: usize, tails: &[Tail]) -> Self {
+        assert!(batch_max >= 1024, "a journal takes batches of at least a KiB");
+        let batch_target = batch_max.min(BATCH_BYTES_TARGET);
+        let partition =
+            |tail: &Tail| Partition { buffer: BatchBuffer::default(), count: 1, prev: tail.position, tail: tail.position, here: 0 };
+        Appender {
+            batch_target,
+            batch_max,
+            partitions: tails.iter().map(partition).collect(),
+            control_count: 1,
+            required: vec![PublishId::new(run.token, 0); tails.len() + 1],
+            transaction: None,
+            touched: Vec::with_capacity(tails.len()),
+            replay: Replay::new(tails),
+            ready: VecDeque::new(),
+            scratch: Vec::new(),
+            run,
+        }
+    }
+
+    /// Who writes.
+    #[must_use]
+    pub fn run(&self) -> &Run {
+        &self.run
+    }
+
+    /// A transaction begins.
+    ///
+    /// # Errors
+    /// [`Diverged`] when it contradicts what is stored.
+    ///
+    /// # Panics
+    /// When the last one was not ended; the session checks that.
+    pub fn begin(&mut self, commit_lsn: Lsn, xid: u32, commit_time: i64) -> Result<(), Diverged> {
+        assert!(self.transaction.is_none(), "transactions do not nest");
+        self.replay.begin(commit_lsn, xid, commit_time)?;
+        self.transaction = Some(Transaction { commit_lsn, ordinal: 0, total: 0 });
+        Ok(())
+    }
+
+    /// Whether a transaction is open.
+    #[must_use]
+    pub fn in_transaction(&self) -> bool {
+        self.transaction.is_some()
+    }
+
+    /// Counts a change of the open transaction, whether it will be written or not, and returns its position. `None`
+    /// when the transaction has more changes than ordinals.
+    ///
+    /// # Panics
+    /// Outside a transaction; the session checks that.
+    #[inline]
+    pub fn change(&mut self) -> Option<Position> {
+        let transaction = self.transaction.as_mut().expect("a change belongs to a transaction");
+        let position = Position::new(self.run.epoch, transaction.commit_lsn, transaction.ordinal);
+        transaction.ordinal += 1;
+        (position.ordinal < Position::END_ORDINAL - 1).then_some(position)
+    }
+
+    /// Counts an event that goes to one partition and writes it unless it is stored already.
+    ///
+    /// # Errors
+    /// What `encode` answers; nothing is written then.
+    #[inline]
+    pub fn event<E>(&mut self, partition: u16, position: Position, encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Put, E> {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.total += 1;
+        }
+        self.put(partition, position, encode)
+    }
+
+    /// As [`Self::event`], for an event that goes to every partition under one id; `encode` is called for each.
+    ///
+    /// # Errors
+    /// What `encode` answers.
+    pub fn event_everywhere<E>(&mut self, position: Position, mut encode: impl FnMut(&mut Vec<u8>) -> Result<(), E>) -> Result<Put, E> {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.total += 1;
+        }
+        let mut put = Put::Skipped;
+        for partition in 0..self.partitions.len() as u16 {
+            if self.put(partition, position, &mut encode)? == Put::Written {
+                put = Put::Written;
+            }
+        }
+        Ok(put)
+    }
+
+    #[inline]
+    fn put<E>(&mut self, partition: u16, position: Position, encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<Put, E> {
+        let p = &mut self.partitions[usize::from(partition)];
+        if self.transaction.is_some() {
+            if p.here == 0 {
+                self.touched.push(partition);
+            }
+            p.here += 1;
+        }
+        if position <= p.tail {
+            return Ok(Put::Skipped);
+        }
+        self.write(partition, Kind::Event, position, encode)?;
+        Ok(Put::Written)
+    }
+
+    /// Ends the open transaction: an `end` entry in every partition that holds events of it. `body` gets the number of
+    /// its events in that partition and in all, those stored by an earlier run included.
+    ///
+    /// # Errors
+    /// [`Diverged`] when it contradicts what is stored.
+    pub fn commit(&mut self, mut body: impl FnMut(&mut Vec<u8>, u32, u32)) -> Result<(), Diverged> {
+        let transaction = self.transaction.take().expect("a commit ends a transaction");
+        if transaction.commit_lsn <= self.replay.until {
+            self.replay.commit(transaction, &self.partitions)?;
+        }
+        let position = Position::end(self.run.epoch, transaction.commit_lsn);
+        for i in 0..self.touched.len() {
+            let partition = self.touched[i];
+            let p = &mut self.partitions[usize::from(partition)];
+            let here = std::mem::take(&mut p.here);
+            if position > p.tail {
+                let written: Result<(), std::convert::Infallible> = self.write(partition, Kind::End, position, |to| {
+                    body(to, here, transaction.total);
+                    Ok(())
+                });
+                let Ok(()) = written;
+            }
+        }
+        self.touched.clear();
+        Ok(())
+    }
+
+    /// Writes an entry that does not move the partition's position: a backfill's row or a marker.
+    ///
+    /// # Errors
+    /// What `encode` answers.
+    pub fn aside<E>(
+        &mut self,
+        partition: u16,
+        kind: Kind,
+        position: Position,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        debug_assert!(matches!(kind, Kind::Read | Kind::Marker), "live entries have their own ways");
+        self.write(partition, kind, position, encode)
+    }
+
+    /// Hands over a batch for the control log.
+    pub fn control(&mut self, batch: Batch) -> PublishId {
+        let id = PublishId::new(self.run.token, self.control_count);
+        self.control_count += 1;
+        if let Some(required) = self.required.last_mut() {
+            *required = id;
+        }
+        self.ready.push_back(Ready { log: Log::Control, id, batch });
+        id
+    }
+
+    #[inline]
+    fn write<E>(
+        &mut self,
+        partition: u16,
+        kind: Kind,
+        position: Position,
+        encode: impl FnOnce(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let index = usize::from(partition);
+        let p = &mut self.partitions[index];
+        let header = Header {
+            kind,
+            whole: kind,
+            token: self.run.token,
+            position,
+            prev: p.prev,
+            lineage: self.run.lineage,
+            part: None,
+            source: &self.run.source,
+        };
+        let before = p.buffer.len();
+        p.buffer.begin(&header);
+        if let Err(error) = encode(p.buffer.buffer()) {
+            p.buffer.cancel();
+            return Err(error);
+        }
+        if p.buffer.len() <= self.batch_max {
+            p.buffer.finish();
+        } else {
+            let entry_bytes = p.buffer.len() - before;
+            self.scratch.clear();
+            self.scratch.extend_from_slice(p.buffer.open_body());
+            p.buffer.cancel();
+            cut(p, partition, self.run.token, &mut self.ready);
+            if entry_bytes <= self.batch_max {
+                p.buffer.push(&header, &self.scratch);
+            } else {
+                split(p, partition, &header, &self.scratch, self.batch_max, &mut self.ready);
+                if p.buffer.len() == 0 {
+                    // Whatever follows in this partition stands in a later batch than the last part.
+                    self.required[index] = PublishId::new(self.run.token, p.count - 1);
+                }
+            }
+            if self.scratch.capacity() > KEEP_BYTES_MAX {
+                self.scratch = Vec::new();
+                p.buffer = BatchBuffer::default();
+            }
+        }
+        p.prev = header.live_after();
+        if p.buffer.records() > 0 {
+            self.required[index] = PublishId::new(self.run.token, p.count);
+        }
+        if p.buffer.len() >= self.batch_target || p.buffer.records() >= RECORDS_MAX {
+            cut(p, partition, self.run.token, &mut self.ready);
+        }
+        Ok(())
+    }
+
+    /// Cuts what every partition has gathered, however little.
+    pub fn cut_all(&mut self) {
+        for (partition, p) in (0..).zip(&mut self.partitions) {
+            cut(p, partition, self.run.token, &mut self.ready);
+        }
+    }
+
+    /// Whether a finished batch waits.
+    #[inline]
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The next finished batch; ids of one log come in order.
+    pub fn take_ready(&mut self) -> Option<Ready> {
+        self.ready.pop_front()
+    }
+
+    /// Whether anything written has not been taken yet.
+    #[must_use]
+    pub fn has_unwritten(&self) -> bool {
+        self.has_ready() || self.partitions.iter().any(|p| !p.buffer.is_empty())
+    }
+
+    /// The last batch of each log, the control log last, that carries anything written so far: once these are
+    /// confirmed, all of it is.
+    #[inline]
+    #[must_use]
+    pub fn required(&self) -> &[PublishId] {
+        &self.required
+    }
+
+    /// Number of data partitions.
+    #[must_use]
+    pub fn partitions(&self) -> u16 {
+        self.partitions.len() as u16
+    }
+}
+
+/// Makes a batch of what the partition has gathered.
+fn cut(p: &mut Partition, partition: u16, token: u32, ready: &mut VecDeque<Ready>) {
+    if p.buffer.records() == 0 {
+        return;
+    }
+    // Copied, so that the buffer stays warm and an unconfirmed batch holds its own size and no more.
+    let batch = Batch { bytes: Bytes::copy_from_slice(p.buffer.as_bytes()), records: p.buffer.records() };
+    p.buffer.clear();
+    ready.push_back(Ready { log: Log::Data(partition), id: PublishId::new(token, p.count), batch });
+    p.count += 1;
+}
+
+/// Cuts a body into entries of kind `part`, one batch each.
+fn split(p: &mut Partition, partition: u16, header: &Header<'_>, body: &[u8], batch_max: usize, ready: &mut VecDeque<Ready>) {
+    let info = PartInfo {
+        index: 0,
+        count: 0,
+        length: u32::try_from(body.len()).expect("a row is shorter than 4 GiB"),
+        crc: crc32fast::hash(body),
+    };
+    p.buffer.begin(&Header { kind: Kind::Part, part: Some(info), ..*header });
+    let room = batch_max - p.buffer.len();
+    p.buffer.cancel();
+    let count = u16::try_from(body.len().div_ceil(room)).expect("the row limit keeps the number of parts below 65,536");
+    for (index, piece) in (0..count).zip(body.chunks(room)) {
+        p.buffer.push(&Header { kind: Kind::Part, part: Some(PartInfo { index, count, ..info }), ..*header }, piece);
+        cut(p, partition, header.token, ready);
+    }
+}
+
+/// Compares what is sent again with what is stored.
+#[derive(Debug)]
+struct Replay {
+    /// Stored transactions that must match when they are sent again, by commit LSN.
+    expected: VecDeque<(Lsn, Evidence)>,
+    /// The first transaction of the session: everything from there on must come.
+    first: Option<Lsn>,
+    /// Nothing above it is stored.
+    until: Lsn,
+}
+
+impl Replay {
+    fn new(tails: &[Tail]) -> Self {
+        let known = |tail: &Tail| tail.evidence.clone().map(|evidence| (tail.position.commit_lsn, evidence));
+        let mut expected: Vec<_> = tails.iter().filter_map(known).collect();
+        expected.sort_by_key(|(lsn, _)| *lsn);
+        let until = tails.iter().map(|tail| tail.position.commit_lsn).max().unwrap_or_default();
+        Replay { expected: expected.into(), first: None, until }
+    }
+
+    fn begin(&mut self, commit_lsn: Lsn, xid: u32, commit_time: i64) -> Result<(), Diverged> {
+        let first = *self.first.get_or_insert(commit_lsn);
+        while let Some((at, stored)) = self.expected.front() {
+            if *at > commit_lsn {
+                break;
+            }
+            if *at < commit_lsn && first < *at {
+                return Err(Diverged::PassedOver { at: *at, next: commit_lsn });
+            }
+            if *at == commit_lsn {
+                let mut committed_at = Vec::new();
+                write_instant(&mut committed_at, commit_time);
+                if stored.xid != xid || stored.committed_at.as_bytes() != committed_at {
+                    return Err(Diverged::Other { at: *at, found: xid, stored: stored.xid });
+                }
+            }
+            self.expected.pop_front();
+        }
+        Ok(())
+    }
+
+    fn commit(&self, transaction: Transaction, partitions: &[Partition]) -> Result<(), Diverged> {
+        for tail in partitions.iter().map(|p| p.tail) {
+            let inside = tail.commit_lsn == transaction.commit_lsn && tail.ordinal != Position::END_ORDINAL;
+            if inside && tail.ordinal >= transaction.ordinal {
+                return Err(Diverged::Shorter { at: tail.commit_lsn, changes: transaction.ordinal, stored: tail.ordinal });
+            }
+        }
+        Ok(())
+    }
+}

@@ -39,10 +39,16 @@ impl TxContext {
         TxContext::print(epoch, commit_lsn, Some((xid, commit_time)))
     }
 
-    /// A logical message outside any transaction: `lsn` is its own, xid and commit time are null.
+    /// A logical message outside any transaction: its place is that of the last byte of its record, xid and commit time
+    /// are null.
+    ///
+    /// The server names a message by the *end* of its record, which is where the next record begins: often a commit,
+    /// whose transaction would have the same position. The byte before lies in the message's record and nowhere else,
+    /// so positions stay different and in order. For the same reason `message.lsn` itself is what may be
+    /// acknowledged, and not one byte more: the server would skip the commit that begins there.
     #[must_use]
-    pub fn outside(epoch: u32, lsn: Lsn) -> Self {
-        TxContext::print(epoch, lsn, None)
+    pub fn outside(epoch: u32, message: &LogicalMessage<'_>) -> Self {
+        TxContext::print(epoch, Lsn(message.lsn.0.saturating_sub(1)), None)
     }
 
     fn print(epoch: u32, commit_lsn: Lsn, committed: Option<(u32, i64)>) -> Self {
@@ -68,7 +74,7 @@ impl TxContext {
         self.epoch
     }
 
-    /// Where it commits.
+    /// Where it commits; of a message outside a transaction its place.
     #[must_use]
     pub fn commit_lsn(&self) -> Lsn {
         self.commit_lsn

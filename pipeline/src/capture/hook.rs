@@ -33,7 +33,7 @@ pub enum Write {
     /// Append a row as a `read` entry to its partition.
     Row(ReadRow),
     /// Once everything handed over before is confirmed in every partition, append this record to the control journal
-    /// under the run's token, and report it by [`Hook::stored`] when the live slot connection still stands afterwards.
+    /// under the run's token, and report it by [`Hook::stored`] once it is read back from there under the run's fence.
     Record(HandOver, crate::control::Record),
 }
 
@@ -60,6 +60,9 @@ pub trait Hook: Send {
 
     /// A record is in the control journal, and with it everything handed over before.
     fn stored(&mut self, upto: HandOver);
+
+    /// Whether everything is read and stored: a run until caught up ends then.
+    fn is_done(&self) -> bool;
 
     /// Ready when [`Hook::write`] has something although no transaction came by.
     fn poll(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<()>;

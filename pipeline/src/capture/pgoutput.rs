@@ -131,7 +131,7 @@ pub struct Truncate<'a> {
 pub struct LogicalMessage<'a> {
     /// Whether it belongs to the transaction around it; otherwise it stands alone, between transactions or inside one.
     pub transactional: bool,
-    /// Where it stands in WAL.
+    /// The end of its WAL record, which is where the next record begins.
     pub lsn: Lsn,
     /// Prefix.
     pub prefix: &'a [u8],

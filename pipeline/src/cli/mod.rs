@@ -1,22 +1,81 @@
 //! The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
+mod explain;
+mod output;
+mod tap;
+mod validate;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use tillstream_connectors::registry::Registry;
+
+use crate::config::settings::{self, LogFormat};
+use crate::config::{self, Pipeline};
+use crate::ops::failure::Failure;
+use output::{End, Format};
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done                                69  a server is away
+  1  a check found something             70  a fault of the program
+  2  wrong usage                         75  temporary: run it again
+  3  done, but some rows are dead letters  77  a server refuses access
+  65 damaged or contradictory data       78  wrong configuration
+  130/143  a command was interrupted; `run` drains on SIGTERM and ends with 0";
 
 /// Streams the changes of a point-of-sale database into a journal and delivers them to connectors.
 #[derive(Debug, Parser)]
-#[command(name = "tillstream", version, max_term_width = 110, disable_help_subcommand = true)]
+#[command(name = "tillstream", version, max_term_width = 110, disable_help_subcommand = true, after_help = EXIT_CODES)]
 struct Arguments {
+    #[command(flatten)]
+    global: Global,
     #[command(subcommand)]
     command: Command,
 }
 
+/// Settings of the process; they may also stand in the settings file or in TILLSTREAM__LOG__LEVEL and the like.
+#[derive(Debug, Args)]
+struct Global {
+    /// File with settings of the process: log level and format, admin address
+    #[arg(long, global = true, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// What is logged: error, warn, info, debug, trace, or a filter as `info,tillstream::capture=debug`
+    #[arg(long, global = true, value_name = "FILTER")]
+    log_level: Option<String>,
+    /// Form of the log lines on stderr
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+}
+
+/// The pipeline file.
+#[derive(Debug, Args)]
+struct ConfigFile {
+    /// Pipeline file
+    #[arg(short, long, value_name = "FILE", default_value = "tillstream.yaml")]
+    config: PathBuf,
+}
+
+impl ConfigFile {
+    fn load(&self, registry: &Registry) -> Result<Pipeline, End> {
+        load(&self.config, registry)
+    }
+}
+
+fn load(path: &Path, registry: &Registry) -> Result<Pipeline, End> {
+    Ok(config::load(path, registry)?)
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The demo: traffic, pretend targets, comparison.
-    #[command(subcommand, hide = true)]
+    /// Show the events of the journal as they are stored
+    Tap(tap::Arguments),
+    /// Check configuration files: syntax, keys, references, and the live catalogue
+    Validate(validate::Arguments),
+    /// Tell what an error code means, what it does and how to mend it
+    Explain(explain::Arguments),
+    /// The demo: traffic, pretend targets, comparison
+    #[command(subcommand)]
     Demo(crate::demo::DemoCommand),
 }
 
@@ -32,23 +91,50 @@ pub fn run(registry: Registry) -> ExitCode {
             return ExitCode::from(u8::try_from(code).unwrap_or(2));
         }
     };
-    let _ = registry;
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("error[internal.runtime]: start the runtime: {error}");
-            return ExitCode::from(70);
+    let format = arguments.command.format();
+    let result = prepare(&arguments.global).and_then(|(settings, runtime)| {
+        let result = runtime.block_on(dispatch(arguments.command, settings, registry));
+        // A blocking read of a terminal or a stuck resolver must not hold the process.
+        runtime.shutdown_background();
+        result
+    });
+    output::finish(result, format)
+}
+
+fn prepare(global: &Global) -> Result<(settings::Settings, tokio::runtime::Runtime), End> {
+    let flags = settings::Flags { file: global.settings.clone(), log_level: global.log_level.clone(), log_format: global.log_format };
+    let failed = |error: String| Failure::new("config.settings", error);
+    let settings = settings::load(&flags).map_err(|e| failed(e.to_string()))?;
+    crate::telemetry::log::start(&settings.log).map_err(|e| failed(e.to_string()))?;
+    // Several libraries bring a provider; the first one installed serves them all.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::new("internal.runtime", format!("start the runtime: {e}")))?;
+    Ok((settings, runtime))
+}
+
+impl Command {
+    /// How failures are printed.
+    fn format(&self) -> Format {
+        match self {
+            Command::Validate(arguments) => arguments.format,
+            Command::Tap(arguments) => arguments.failure_format(),
+            Command::Explain(_) | Command::Demo(_) => Format::Human,
         }
-    };
-    runtime.block_on(async move {
-        match arguments.command {
-            Command::Demo(command) => match crate::demo::run(command).await {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("error[{}]: {error}", error.code);
-                    ExitCode::from(error.exit)
-                }
-            },
-        }
-    })
+    }
+}
+
+async fn dispatch(command: Command, _settings: settings::Settings, registry: Registry) -> Result<(), End> {
+    match command {
+        Command::Tap(arguments) => tap::run(arguments, &registry).await,
+        Command::Validate(arguments) => validate::run(arguments, &registry).await,
+        Command::Explain(arguments) => explain::run(&arguments),
+        Command::Demo(command) => crate::demo::run(command).await.map_err(|error| {
+            eprintln!("error[{}]: {error}", error.code);
+            End::Code(error.exit)
+        }),
+    }
 }

@@ -68,6 +68,20 @@ impl Pass {
     }
 }
 
+impl State {
+    /// Applies the entries of a chunk that were not applied yet.
+    ///
+    /// # Errors
+    /// Those of [`State::apply`]; an entry of another producer is malformed.
+    pub fn apply_chunk(&mut self, chunk: &Chunk) -> Result<(), ControlError> {
+        each_record(chunk, self.next(), |stored| {
+            self.apply_record(stored)?;
+            self.take_snapshot();
+            Ok(())
+        })
+    }
+}
+
 /// Decodes the records of a chunk at or above `from`. Entries of other producers are none of ours and an error.
 pub(super) fn each_record(
     chunk: &Chunk,
@@ -145,11 +159,7 @@ async fn follow(journal: Arc<dyn Journal>, publish: watch::Sender<Arc<State>>) -
         let mut result = Ok(());
         publish.send_modify(|state| {
             let state = Arc::make_mut(state);
-            result = each_record(&chunk, state.next(), |stored| {
-                state.apply_record(stored)?;
-                state.take_snapshot();
-                Ok(())
-            });
+            result = state.apply_chunk(&chunk);
         });
         result?;
     }

@@ -1,1 +1,5 @@
-//! telemetry
+//! Telemetry: how the process logs, and the name, type and meaning of every metric, once. Knows nothing of capture or
+//! delivery; `ops` fills the names with their numbers.
+
+pub mod log;
+pub mod names;

@@ -1,0 +1,477 @@
+//! One message of the replication stream at a time: counted, given its place, encoded and put into a batch.
+//!
+//! Owns what lasts from message to message: the tables, the open transaction, the batches, what may be acknowledged,
+//! and the backfill's hook. Synchronous and without I/O; nothing here allocates per event, waits or looks at a clock.
+//! Every way in which messages can contradict each other is an error before anything is written.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tillstream_schemas::{Kind, Lsn, Position, TableSchema};
+use tokio::time::Instant;
+
+use super::appender::{Appender, Diverged, Put};
+use super::encode::{self, Row, TxContext};
+use super::hook::{HandOver, Hook, ReadRow, Write};
+use super::pgoutput::{self, Begin, Commit, LogicalMessage, Message, Tuple};
+use super::progress::Progress;
+use super::relations::{RelationError, Relations};
+use super::stats::Stats;
+use super::{CaptureError, Settings};
+use crate::control::{self, Body, DeadLetter, Record, Stamp, now_ms};
+use crate::journal::{Offset, PublishId};
+
+/// Prefix of our own logical messages: they carry a backfill's watermarks and are never published.
+pub const OWN_PREFIX: &[u8] = b"tillstream/";
+
+/// The name under which dead letters of capture itself stand beside those of the connectors.
+pub const DEAD_LETTER_OWNER: &str = "capture";
+
+/// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01 00:00 UTC.
+const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// Whether a message left the stream between two transactions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boundary {
+    /// More of the transaction may come.
+    Inside,
+    /// Nothing is open: a hook may write.
+    Between,
+}
+
+/// The open transaction.
+struct Open {
+    begin: Begin,
+    context: TxContext,
+}
+
+/// Numbers of the current round, added to the shared ones once a round.
+#[derive(Debug, Default)]
+struct Counts {
+    transactions: u64,
+    events: u64,
+    reads: u64,
+    skipped: u64,
+    dead_letters: u64,
+    received_bytes: u64,
+}
+
+/// A record that waits for what was handed over before it.
+struct Waiting {
+    required: Box<[PublishId]>,
+    hand_over: HandOver,
+    record: Record,
+}
+
+/// What lasts from message to message of one session.
+pub struct Intake {
+    relations: Relations,
+    /// Which relations are captured, sorted by OID; the others are counted and passed over.
+    captured: Vec<(u32, bool)>,
+    tables: Vec<(String, String)>,
+    /// Batches.
+    pub appender: Appender,
+    /// What may be acknowledged.
+    pub progress: Progress,
+    open: Option<Open>,
+    hook: Option<Box<dyn Hook>>,
+    /// Bounded by the hook: it waits for a chunk's record before it reads the next but one.
+    waiting: VecDeque<Waiting>,
+    /// Records in the control log's writer, each with the id of its last batch.
+    written: VecDeque<(PublishId, HandOver)>,
+    stamp: Stamp,
+    batch_max: usize,
+    row_bytes_max: usize,
+    /// End of what was received: of the last commit, or of the last message outside a transaction.
+    received: Lsn,
+    committed_at_ms: i64,
+    counts: Counts,
+    stats: Arc<Stats>,
+}
+
+impl Intake {
+    /// An intake that writes with this appender.
+    #[must_use]
+    pub fn new(settings: &Settings, appender: Appender, progress: Progress, stamp: Stamp, batch_max: usize, stats: Arc<Stats>) -> Self {
+        let tables = settings.source.tables.iter().map(|t| (t.schema.clone(), t.table.clone())).collect();
+        Intake {
+            relations: Relations::new(&settings.source.tables, &settings.primary_keys),
+            captured: Vec::new(),
+            tables,
+            appender,
+            progress,
+            open: None,
+            hook: None,
+            waiting: VecDeque::new(),
+            written: VecDeque::new(),
+            stamp,
+            batch_max,
+            row_bytes_max: settings.row_bytes_max,
+            received: Lsn(0),
+            committed_at_ms: 0,
+            counts: Counts::default(),
+            stats,
+        }
+    }
+
+    /// Lets a backfill see the stream from here on.
+    pub fn set_hook(&mut self, hook: Option<Box<dyn Hook>>) {
+        self.hook = hook;
+    }
+
+    /// The backfill's hook.
+    pub fn hook(&mut self) -> Option<&mut Box<dyn Hook>> {
+        self.hook.as_mut()
+    }
+
+    /// End of what was received.
+    #[must_use]
+    pub fn received(&self) -> Lsn {
+        self.received
+    }
+
+    /// Whether nothing is open and everything is handed to the journal.
+    #[must_use]
+    pub fn is_clear(&self) -> bool {
+        self.open.is_none() && !self.appender.has_unwritten()
+    }
+
+    /// Whether a hook still waits for one of its records.
+    #[must_use]
+    pub fn awaits_records(&self) -> bool {
+        !self.waiting.is_empty() || !self.written.is_empty()
+    }
+
+    /// Takes one message.
+    ///
+    /// # Errors
+    /// Always definite: the message cannot be read, contradicts an earlier one, or contradicts the journal.
+    #[inline]
+    pub fn take(&mut self, data: &[u8]) -> Result<Boundary, CaptureError> {
+        self.counts.received_bytes += data.len() as u64;
+        match pgoutput::parse(data)? {
+            Message::Insert { oid, new } => self.row(oid, None, Some(new), data.len())?,
+            Message::Update { oid, old, new } => self.row(oid, old, Some(new), data.len())?,
+            Message::Delete { oid, old } => self.row(oid, Some(old), None, data.len())?,
+            Message::Begin(begin) => self.begin(begin)?,
+            Message::Commit(commit) => {
+                self.commit(commit)?;
+                return Ok(Boundary::Between);
+            }
+            Message::Relation(relation) => {
+                let oid = relation.oid;
+                let schema = self.relations.learn(&relation)?;
+                let captured = self.tables.iter().any(|(s, t)| *s == schema.schema && *t == schema.table);
+                match self.captured.binary_search_by_key(&oid, |(oid, _)| *oid) {
+                    Ok(at) => self.captured[at].1 = captured,
+                    Err(at) => self.captured.insert(at, (oid, captured)),
+                }
+            }
+            Message::Truncate(truncate) => {
+                for oid in truncate.oids() {
+                    self.truncate(oid)?;
+                }
+            }
+            Message::Message(message) => return self.message(&message),
+            Message::Origin { .. } | Message::Type { .. } => {}
+        }
+        Ok(Boundary::Inside)
+    }
+
+    fn begin(&mut self, begin: Begin) -> Result<(), CaptureError> {
+        if self.open.is_some() {
+            return Err(contradiction("a transaction begins inside another one"));
+        }
+        self.appender.begin(begin.final_lsn, begin.xid, begin.commit_time).map_err(diverged)?;
+        let context = TxContext::new(self.appender.run().epoch, begin.final_lsn, begin.xid, begin.commit_time);
+        if let Some(hook) = &mut self.hook {
+            hook.begin(begin.xid, begin.final_lsn);
+        }
+        self.open = Some(Open { begin, context });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit: Commit) -> Result<(), CaptureError> {
+        let Some(open) = self.open.take() else { return Err(contradiction("a transaction ends that did not begin")) };
+        if open.begin.final_lsn != commit.commit_lsn || commit.end_lsn <= self.received {
+            return Err(contradiction("a transaction ends elsewhere than it said"));
+        }
+        let context = &open.context;
+        self.appender.commit(|to, here, total| encode::end(to, context, u64::from(here), u64::from(total))).map_err(diverged)?;
+        self.ended(commit.end_lsn);
+        self.counts.transactions += 1;
+        self.committed_at_ms = (commit.commit_time + POSTGRES_EPOCH_US) / 1000;
+        if let Some(hook) = &mut self.hook {
+            hook.commit(open.begin.xid, commit.end_lsn);
+        }
+        Ok(())
+    }
+
+    fn ended(&mut self, end: Lsn) {
+        self.received = end;
+        self.progress.commit(end, self.appender.required());
+    }
+
+    #[inline]
+    fn row(&mut self, oid: u32, old: Option<Tuple<'_>>, new: Option<Tuple<'_>>, bytes: usize) -> Result<(), CaptureError> {
+        let Some(open) = &self.open else { return Err(contradiction("a row outside a transaction")) };
+        let position = self.appender.change().ok_or_else(too_many_changes)?;
+        let table = self.relations.get(oid)?;
+        if let Some(hook) = &mut self.hook {
+            hook.change(oid, table, old.as_ref(), new.as_ref());
+        }
+        if !is_captured(&self.captured, oid) {
+            return Ok(());
+        }
+        let (row, second) = match (old, new) {
+            (None, Some(new)) => (Row::Insert(new), None),
+            (old, Some(new)) => Row::of_update(table, old, new),
+            (Some(old), None) => (Row::Delete(old), None),
+            (None, None) => return Err(contradiction("a change without a row")),
+        };
+        if bytes > self.row_bytes_max {
+            let letter = too_large(position, encode::partition(table, &row, self.appender.partitions()), bytes, self.row_bytes_max);
+            self.dead_letter(letter);
+            return Ok(());
+        }
+        self.counts.put(put(&mut self.appender, &open.context, position, table, &row)?);
+        if let Some(second) = second {
+            self.counts.put(put(&mut self.appender, &open.context, position, table, &second)?);
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, oid: u32) -> Result<(), CaptureError> {
+        let Some(open) = &self.open else { return Err(contradiction("a truncate outside a transaction")) };
+        let position = self.appender.change().ok_or_else(too_many_changes)?;
+        let table = self.relations.get(oid)?;
+        if let Some(hook) = &mut self.hook {
+            hook.truncate(oid, table);
+        }
+        if is_captured(&self.captured, oid) {
+            let written: Result<Put, CaptureError> = self.appender.event_everywhere(position, |to| {
+                encode::truncate(to, &open.context, position.ordinal, table);
+                Ok(())
+            });
+            self.counts.put(written?);
+        }
+        Ok(())
+    }
+
+    /// A logical message has no key: it goes to the first partition.
+    fn message(&mut self, message: &LogicalMessage<'_>) -> Result<Boundary, CaptureError> {
+        let own = message.prefix.starts_with(OWN_PREFIX);
+        let epoch = self.appender.run().epoch;
+        let outside;
+        let (position, context) = match &self.open {
+            Some(open) => (self.appender.change().ok_or_else(too_many_changes)?, &open.context),
+            None => {
+                if message.lsn <= self.received {
+                    return Err(contradiction("a message stands before what came before it"));
+                }
+                outside = TxContext::outside(epoch, message);
+                (Position::new(epoch, outside.commit_lsn(), 0), &outside)
+            }
+        };
+        if own {
+            if let Some(hook) = &mut self.hook {
+                hook.message(message.prefix, message.content, position);
+            }
+        } else {
+            let written: Result<Put, CaptureError> = self.appender.event(0, position, |to| {
+                encode::message(to, context, position.ordinal, message);
+                Ok(())
+            });
+            self.counts.put(written?);
+        }
+        if self.open.is_some() {
+            return Ok(Boundary::Inside);
+        }
+        self.ended(message.lsn);
+        Ok(Boundary::Between)
+    }
+
+    /// Takes what the hook has to write, until it has nothing or batches wait to be taken. Answers whether to call again.
+    pub fn take_from_hook(&mut self) -> bool {
+        debug_assert!(self.open.is_none(), "a hook writes between transactions");
+        let Some(hook) = &mut self.hook else { return false };
+        loop {
+            match hook.write() {
+                None => return false,
+                Some(Write::Row(row)) => {
+                    if let Err(letter) = read(&mut self.appender, &row, self.row_bytes_max) {
+                        append_letter(&mut self.appender, &self.stamp, self.batch_max, letter);
+                        self.counts.dead_letters += 1;
+                    } else {
+                        self.counts.reads += 1;
+                    }
+                }
+                Some(Write::Record(hand_over, record)) => {
+                    self.waiting.push_back(Waiting { required: self.appender.required().into(), hand_over, record });
+                }
+            }
+            if self.appender.has_ready() {
+                return true;
+            }
+        }
+    }
+
+    /// Takes note of what the journal has confirmed: transactions become acknowledgeable, and records whose turn it is
+    /// go to the control log.
+    pub fn confirm(&mut self, now: Instant, confirmed: impl Fn(usize) -> PublishId) {
+        self.progress.confirm(now, &confirmed);
+        while let Some(first) = self.waiting.front() {
+            if !first.required.iter().enumerate().all(|(log, id)| confirmed(log) >= *id) {
+                break;
+            }
+            let Some(Waiting { hand_over, record, .. }) = self.waiting.pop_front() else { break };
+            let id = self.append_record(&record);
+            self.written.push_back((id, hand_over));
+        }
+    }
+
+    /// Appends a record to the control log.
+    pub fn append_record(&mut self, record: &Record) -> PublishId {
+        let mut id = PublishId::default();
+        for batch in control::encode(record, &self.stamp, self.batch_max) {
+            id = self.appender.control(batch);
+        }
+        id
+    }
+
+    /// Takes note of how far the control log was read back: what stands in it under our fence is stored.
+    pub fn proven(&mut self, id: PublishId) {
+        while let Some((record, hand_over)) = self.written.front().copied() {
+            if record > id {
+                break;
+            }
+            self.written.pop_front();
+            if let Some(hook) = &mut self.hook {
+                hook.stored(hand_over);
+            }
+        }
+    }
+
+    fn dead_letter(&mut self, letter: DeadLetter) {
+        // Even below the tail: the record is in another log than the event's neighbours, so what follows the event
+        // being stored does not prove that the record is. A second one under the same id changes nothing.
+        append_letter(&mut self.appender, &self.stamp, self.batch_max, letter);
+        self.counts.dead_letters += 1;
+    }
+
+    /// Adds the round's numbers to the shared ones.
+    pub fn publish_counts(&mut self) {
+        let counts = std::mem::take(&mut self.counts);
+        let stats = &self.stats;
+        for (counter, n) in [
+            (&stats.transactions, counts.transactions),
+            (&stats.events, counts.events),
+            (&stats.reads, counts.reads),
+            (&stats.skipped, counts.skipped),
+            (&stats.dead_letters, counts.dead_letters),
+            (&stats.received_bytes, counts.received_bytes),
+        ] {
+            if n > 0 {
+                Stats::add(counter, n);
+            }
+        }
+        Stats::lsn(&stats.received_lsn, self.received);
+        Stats::lsn(&stats.confirmed_lsn, self.progress.confirmed());
+        if self.committed_at_ms != 0 {
+            stats.committed_at_ms.store(self.committed_at_ms, Relaxed);
+        }
+    }
+}
+
+impl Counts {
+    #[inline]
+    fn put(&mut self, put: Put) {
+        match put {
+            Put::Written => self.events += 1,
+            Put::Skipped => self.skipped += 1,
+        }
+    }
+}
+
+#[inline]
+fn is_captured(captured: &[(u32, bool)], oid: u32) -> bool {
+    captured.binary_search_by_key(&oid, |(oid, _)| *oid).is_ok_and(|at| captured[at].1)
+}
+
+#[inline]
+fn put(appender: &mut Appender, context: &TxContext, position: Position, table: &TableSchema, row: &Row<'_>) -> Result<Put, RelationError> {
+    let partition = encode::partition(table, row, appender.partitions());
+    let position = Position { half: row.half(), ..position };
+    appender.event(partition, position, |to| encode::change(to, context, position.ordinal, table, row))
+}
+
+/// Appends a backfill's row, unless it is too large.
+fn read(appender: &mut Appender, row: &ReadRow, row_bytes_max: usize) -> Result<(), DeadLetter> {
+    let partition = encode::partition_of_read(row, appender.partitions());
+    let bytes = row.values.iter().flatten().map(String::len).sum();
+    if bytes > row_bytes_max {
+        let letter = too_large(row.as_of, partition, bytes, row_bytes_max);
+        return Err(DeadLetter { event_id: row.id.clone(), idempotency_key: row.id.clone(), ..letter });
+    }
+    let written: Result<(), std::convert::Infallible> = appender.aside(partition, Kind::Read, row.as_of, |to| {
+        encode::read(to, row);
+        Ok(())
+    });
+    let Ok(()) = written;
+    Ok(())
+}
+
+fn append_letter(appender: &mut Appender, stamp: &Stamp, batch_max: usize, letter: DeadLetter) {
+    for batch in control::encode(&Record::DeadLetter(letter), stamp, batch_max) {
+        appender.control(batch);
+    }
+}
+
+fn too_large(position: Position, partition: u16, bytes: usize, limit: usize) -> DeadLetter {
+    let id = format!("e{position}");
+    let now = now_ms();
+    DeadLetter {
+        connector: DEAD_LETTER_OWNER.to_owned(),
+        partition,
+        offset: Offset(0),
+        event_id: id.clone(),
+        event: Body::Omitted(bytes as u64),
+        code: "capture.row_too_large".to_owned(),
+        message: format!("the row takes {bytes} bytes; the limit is {limit}"),
+        attempts: 0,
+        first_at_ms: now,
+        last_at_ms: now,
+        idempotency_key: id,
+        version: position,
+    }
+}
+
+fn contradiction(what: &str) -> CaptureError {
+    CaptureError::Definite {
+        code: "capture.malformed_message",
+        what: format!("the replication stream contradicts itself: {what}"),
+        why: "skipping it could lose a change, so nothing after it is taken".to_owned(),
+        fix: "start again; if it comes back, report it with the server's version".to_owned(),
+    }
+}
+
+fn too_many_changes() -> CaptureError {
+    CaptureError::Definite {
+        code: "capture.transaction_too_large",
+        what: "a transaction has more than 4,294,967,293 changes".to_owned(),
+        why: "a change's number within its transaction has 32 bits".to_owned(),
+        fix: "split the transaction at the source".to_owned(),
+    }
+}
+
+fn diverged(error: Diverged) -> CaptureError {
+    CaptureError::Definite {
+        code: "capture.source_diverged",
+        what: error.to_string(),
+        why: "the database's history is not the one in the journal: it was restored, or another server answers under its name; \
+              going on could skip changes that were never stored"
+            .to_owned(),
+        fix: "if the restore is wanted, begin a new epoch and load the tables again; otherwise connect to the right server".to_owned(),
+    }
+}

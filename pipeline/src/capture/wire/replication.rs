@@ -1,0 +1,404 @@
+//! The conversation on a replication connection: start-up, IDENTIFY_SYSTEM, START_REPLICATION, copy-both, farewell.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::{BufMut, BytesMut};
+use postgres_protocol::message::frontend;
+use tillstream_schemas::Lsn;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::timeout;
+
+use super::address::{Address, Endpoint};
+use super::auth::{Auth, Exchange, Method, Step};
+use super::errors::{Asked, ServerError, definite};
+use super::frames::{Buffer, STREAM_MESSAGE_MAX, frame};
+use super::socket::Stream;
+use crate::capture::CaptureError;
+use crate::capture::source::{Frame, Replication, StandbyStatus, SystemIdentity};
+
+/// Login and the first queries. A server that is alive answers in milliseconds; START_REPLICATION may wait for a checkpoint.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A farewell takes a round trip; in the middle of a large transaction the server only notices that we are gone.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Status updates that the server has not taken: a hundred, at one a second, mean that it reads nothing any more.
+const UNSENT_MAX: usize = 4096;
+
+/// PostgreSQL counts microseconds from the start of 2000.
+const POSTGRES_EPOCH: Duration = Duration::from_secs(946_684_800);
+
+/// A replication connection: the real [`Replication`].
+pub struct PgReplication {
+    stream: Stream,
+    input: Buffer,
+    /// What still has to be sent; survives a cancelled write.
+    output: BytesMut,
+    names: Names,
+    identity: SystemIdentity,
+    method: Method,
+    parameters: Parameters,
+    /// Highest flush position told so far.
+    flushed: Lsn,
+}
+
+/// What the connection is for.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    pub(super) application: String,
+    pub(super) slot: String,
+    pub(super) publication: String,
+    pub(super) allow_weak_auth: bool,
+}
+
+/// What the server reports about itself at start-up.
+#[derive(Default)]
+struct Parameters {
+    /// Major version; 0 until it said so.
+    major: u32,
+    standby: bool,
+}
+
+impl PgReplication {
+    /// Logs in over an open stream and asks who the server is.
+    pub(super) async fn log_in(stream: Stream, address: &Address, host: &Endpoint, names: Names) -> Result<PgReplication, CaptureError> {
+        let identity = SystemIdentity { system_id: 0, timeline: 0, wal_flush: Lsn(0) };
+        let mut connection = PgReplication {
+            stream,
+            input: Buffer::new(),
+            output: BytesMut::new(),
+            names,
+            identity,
+            method: Method::None,
+            parameters: Parameters::default(),
+            flushed: Lsn(0),
+        };
+        let login = async {
+            connection.start_up(address, host).await?;
+            connection.identify().await
+        };
+        timeout(ANSWER_TIMEOUT, login).await.map_err(|_| CaptureError::Unavailable(format!("{host}: the login was not answered")))??;
+        Ok(connection)
+    }
+
+    /// How the server made sure of us.
+    #[must_use]
+    pub fn method(&self) -> Method {
+        self.method
+    }
+
+    /// Whether the server is a standby (PostgreSQL 14 and later say so).
+    pub(super) fn is_standby(&self) -> bool {
+        self.parameters.standby
+    }
+
+    async fn start_up(&mut self, address: &Address, host: &Endpoint) -> Result<(), CaptureError> {
+        let parameters = [
+            ("user", address.user.as_str()),
+            ("database", address.database.as_str()),
+            ("replication", "database"),
+            ("client_encoding", "UTF8"),
+            ("application_name", self.names.application.as_str()),
+            ("options", address.options.as_str()),
+        ];
+        frontend::startup_message(parameters, &mut self.output)
+            .map_err(|_| definite("config.source_url", "the source's URL holds a zero byte", "the server cannot be asked", "remove it"))?;
+        self.flush().await?;
+        let host = host.to_string();
+        let auth = Auth {
+            host: host.clone(),
+            user: address.user.clone(),
+            password: address.password.clone(),
+            binding: address.channel_binding,
+            end_point: self.stream.end_point(),
+            allow_weak: self.names.allow_weak_auth,
+        };
+        let (mut exchange, mut welcome) = (Exchange::Start, None);
+        loop {
+            let (tag, body) = receive(&mut self.stream, &mut self.input).await?;
+            match (tag, welcome) {
+                (b'R', None) => match exchange.step(&auth, body, &mut self.output)? {
+                    Step::Answer => self.flush().await?,
+                    Step::Wait => {}
+                    Step::Done(method) => welcome = Some(method),
+                },
+                (b'E', _) => {
+                    return Err(ServerError::parse(body).explain(Asked::Login {
+                        host: &host,
+                        user: &address.user,
+                        database: &address.database,
+                    }));
+                }
+                (b'S', Some(_)) => self.parameters.learn(body),
+                // BackendKeyData serves to cancel queries, notices have no reader here.
+                (b'K' | b'N', _) => {}
+                (b'Z', Some(method)) => {
+                    self.method = method;
+                    return Ok(());
+                }
+                _ => return Err(unexpected(tag)),
+            }
+        }
+    }
+
+    async fn identify(&mut self) -> Result<(), CaptureError> {
+        self.query("IDENTIFY_SYSTEM").await?;
+        let mut row = None;
+        loop {
+            let (tag, body) = receive(&mut self.stream, &mut self.input).await?;
+            match tag {
+                b'D' => row = identity(body),
+                b'E' => return Err(ServerError::parse(body).explain(Asked::Sql)),
+                b'Z' => {
+                    self.identity =
+                        row.ok_or_else(|| CaptureError::Unavailable("IDENTIFY_SYSTEM was not answered as expected".to_owned()))?;
+                    return Ok(());
+                }
+                b'T' | b'C' | b'N' | b'S' => {}
+                _ => return Err(unexpected(tag)),
+            }
+        }
+    }
+
+    async fn begin(&mut self) -> Result<(), CaptureError> {
+        // Logical messages carry the backfill's watermarks; PostgreSQL 13 and before cannot send them.
+        let messages = if self.parameters.major >= 14 { ", messages 'true'" } else { "" };
+        let command = format!(
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}{messages})",
+            identifier(&self.names.slot),
+            literal(&identifier(&self.names.publication)),
+        );
+        self.query(&command).await?;
+        loop {
+            let (tag, body) = receive(&mut self.stream, &mut self.input).await?;
+            match tag {
+                b'W' => {
+                    self.input.set_message_max(STREAM_MESSAGE_MAX);
+                    return Ok(());
+                }
+                b'E' => return Err(self.names.refusal(body)),
+                b'N' | b'S' => {}
+                _ => return Err(unexpected(tag)),
+            }
+        }
+    }
+
+    async fn query(&mut self, text: &str) -> Result<(), CaptureError> {
+        frontend::query(text, &mut self.output).map_err(|_| {
+            definite("config.source_name", "the slot's or publication's name holds a zero byte", "no such name exists", "mend source.slot")
+        })?;
+        self.flush().await
+    }
+
+    /// Sends what is due. Cancel-safe: the rest stays for the next call.
+    async fn flush(&mut self) -> Result<(), CaptureError> {
+        while !self.output.is_empty() {
+            self.stream.write_buf(&mut self.output).await.map_err(lost)?;
+        }
+        self.stream.flush().await.map_err(lost)
+    }
+
+    async fn say_goodbye(&mut self) -> Result<(), CaptureError> {
+        self.stream.set_bulk(false).map_err(lost)?;
+        frontend::copy_done(&mut self.output);
+        self.flush().await?;
+        loop {
+            // What is still under way is dropped: it was not acknowledged and comes again.
+            while let Some((tag, _)) = self.input.take()? {
+                if tag == b'Z' {
+                    frontend::terminate(&mut self.output);
+                    self.flush().await?;
+                    return self.stream.shutdown().await.map_err(lost);
+                }
+            }
+            read_some(&mut self.stream, &mut self.input).await?;
+        }
+    }
+}
+
+#[async_trait]
+impl Replication for PgReplication {
+    fn identity(&self) -> &SystemIdentity {
+        &self.identity
+    }
+
+    async fn start(&mut self) -> Result<(), CaptureError> {
+        timeout(ANSWER_TIMEOUT, self.begin())
+            .await
+            .map_err(|_| CaptureError::Unavailable(format!("START_REPLICATION was not answered within {} s", ANSWER_TIMEOUT.as_secs())))?
+    }
+
+    async fn fill(&mut self, behind: bool) -> Result<(), CaptureError> {
+        self.stream.set_bulk(behind).map_err(lost)?;
+        while !self.input.has_message()? {
+            read_some(&mut self.stream, &mut self.input).await?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Result<Option<Frame<'_>>, CaptureError> {
+        let at = loop {
+            let Some((tag, at)) = self.input.take()? else { return Ok(None) };
+            match tag {
+                b'd' => break at,
+                b'E' => return Err(self.names.refusal(self.input.body(at))),
+                b'N' | b'S' => {}
+                // A server that shuts down ends the copy once it has sent everything.
+                b'c' | b'C' => return Err(CaptureError::Unavailable("the server ended the replication stream".to_owned())),
+                _ => return Err(unexpected(tag)),
+            }
+        };
+        frame(self.input.body(at)).map(Some)
+    }
+
+    async fn send_status(&mut self, status: StandbyStatus) -> Result<(), CaptureError> {
+        if self.output.len() > UNSENT_MAX {
+            return Err(CaptureError::Unavailable("the server reads no status updates".to_owned()));
+        }
+        self.flushed = self.flushed.max(status.flush);
+        let message = standby_status(StandbyStatus { flush: self.flushed, ..status });
+        frontend::CopyData::new(&message[..]).map_err(lost)?.write(&mut self.output);
+        self.flush().await
+    }
+
+    async fn stop(&mut self) {
+        if let Err(error) =
+            timeout(STOP_TIMEOUT, self.say_goodbye()).await.unwrap_or(Err(CaptureError::Unavailable("no answer in time".to_owned())))
+        {
+            tracing::debug!(%error, "the replication connection was closed without a farewell");
+            // The server notices by the closed socket.
+            let _ = self.stream.shutdown().await;
+        }
+    }
+}
+
+impl Names {
+    fn refusal(&self, body: &[u8]) -> CaptureError {
+        ServerError::parse(body).explain(Asked::Stream { slot: &self.slot, publication: &self.publication })
+    }
+}
+
+impl Parameters {
+    /// Takes a ParameterStatus: name and value, each ended by a zero byte.
+    fn learn(&mut self, body: &[u8]) {
+        let mut texts = body.split(|b| *b == 0).map(|t| std::str::from_utf8(t).unwrap_or_default());
+        match (texts.next(), texts.next()) {
+            (Some("server_version"), Some(version)) => {
+                self.major = version.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            }
+            (Some("in_hot_standby"), Some(value)) => self.standby = value == "on",
+            _ => {}
+        }
+    }
+}
+
+/// Reads once. Cancel-safe: nothing is held between the socket and the buffer.
+async fn read_some(stream: &mut Stream, input: &mut Buffer) -> Result<(), CaptureError> {
+    match stream.read(input.room()).await.map_err(lost)? {
+        0 => Err(CaptureError::Unavailable("the server closed the connection".to_owned())),
+        n => {
+            input.filled(n);
+            Ok(())
+        }
+    }
+}
+
+/// Waits for the next whole message.
+async fn receive<'a>(stream: &mut Stream, input: &'a mut Buffer) -> Result<(u8, &'a [u8]), CaptureError> {
+    while !input.has_message()? {
+        read_some(stream, input).await?;
+    }
+    let (tag, at) = input.take()?.ok_or_else(|| CaptureError::Unavailable("a message vanished".to_owned()))?;
+    Ok((tag, input.body(at)))
+}
+
+fn lost(error: std::io::Error) -> CaptureError {
+    CaptureError::Unavailable(format!("the connection was lost: {error}"))
+}
+
+fn unexpected(tag: u8) -> CaptureError {
+    CaptureError::Unavailable(format!("the server sent an unexpected message (tag {tag})"))
+}
+
+/// The row that IDENTIFY_SYSTEM answers: system id, timeline, flush position, database.
+fn identity(body: &[u8]) -> Option<SystemIdentity> {
+    let (_count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut column = || {
+        let (length, tail) = rest.split_first_chunk::<4>()?;
+        let (value, tail) = tail.split_at_checked(usize::try_from(i32::from_be_bytes(*length)).ok()?)?;
+        rest = tail;
+        std::str::from_utf8(value).ok()
+    };
+    Some(SystemIdentity { system_id: column()?.parse().ok()?, timeline: column()?.parse().ok()?, wal_flush: column()?.parse().ok()? })
+}
+
+/// A standby status update: what was received, what may be forgotten, our clock, whether we want an answer.
+fn standby_status(status: StandbyStatus) -> BytesMut {
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH + POSTGRES_EPOCH).unwrap_or_default().as_micros();
+    let mut message = BytesMut::with_capacity(34);
+    message.put_u8(b'r');
+    message.put_u64(status.write.max(status.flush).0);
+    message.put_u64(status.flush.0);
+    // Applied, in the sense of the protocol, is what is stored.
+    message.put_u64(status.flush.0);
+    message.put_i64(i64::try_from(clock).unwrap_or(i64::MAX));
+    message.put_u8(u8::from(status.reply_requested));
+    message
+}
+
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_for_where_they_stand() {
+        assert_eq!(identifier(r#"a"b"#), r#""a""b""#);
+        assert_eq!(literal(&identifier("it's")), r#"'"it''s"'"#);
+    }
+
+    #[test]
+    fn versions_are_read_from_what_servers_say() {
+        for (said, major) in [("15.18 (Debian 15.18-0+deb12u1)", 15), ("18beta1", 18), ("19devel", 19), ("", 0)] {
+            let mut parameters = Parameters::default();
+            parameters.learn(format!("server_version\0{said}\0").as_bytes());
+            assert_eq!(parameters.major, major);
+        }
+    }
+
+    #[test]
+    fn a_status_update_never_claims_to_have_stored_more_than_received() {
+        let message = standby_status(StandbyStatus { write: Lsn(1), flush: Lsn(7), reply_requested: true });
+        assert_eq!(message.len(), 34);
+        assert_eq!((message[0], message[33]), (b'r', 1));
+        assert_eq!(message[1..9], 7u64.to_be_bytes());
+        assert_eq!(message[17..25], 7u64.to_be_bytes());
+    }
+
+    #[test]
+    fn a_damaged_identity_is_no_identity() {
+        let row = |values: &[&str]| {
+            let mut body = (values.len() as u16).to_be_bytes().to_vec();
+            for v in values {
+                body.extend(u32::try_from(v.len()).expect("short").to_be_bytes());
+                body.extend(v.as_bytes());
+            }
+            body
+        };
+        let good = row(&["7300000000000000001", "3", "1/16B3748", "pos"]);
+        let expected = SystemIdentity { system_id: 7_300_000_000_000_000_001, timeline: 3, wal_flush: Lsn(0x1_016B_3748) };
+        assert_eq!(identity(&good), Some(expected));
+        for end in 0..good.len() - 7 {
+            assert_eq!(identity(&good[..end]), None);
+        }
+        assert_eq!(identity(&row(&["x", "3", "1/1", "pos"])), None);
+    }
+}

@@ -1,0 +1,136 @@
+//! Why a command ends without success, in the form every surface prints: code, what, why, how to mend it.
+
+use std::fmt;
+
+use super::codes;
+use crate::capture::CaptureError;
+use crate::control::ControlError;
+use crate::journal::JournalError;
+
+/// What kind of failure it is; decides the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// A check found something.
+    Check,
+    /// The command line is wrong.
+    Usage,
+    /// Data is damaged or contradicts itself.
+    Data,
+    /// A server is away.
+    Unavailable,
+    /// Our own fault.
+    Bug,
+    /// It may work later.
+    Temporary,
+    /// A server refuses access.
+    Permission,
+    /// A file or a server is configured so that it cannot work.
+    Config,
+}
+
+impl Class {
+    /// The process's exit code; stable and documented.
+    #[must_use]
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Class::Check => 1,
+            Class::Usage => 2,
+            Class::Data => 65,
+            Class::Unavailable => 69,
+            Class::Bug => 70,
+            Class::Temporary => 75,
+            Class::Permission => 77,
+            Class::Config => 78,
+        }
+    }
+
+    /// The word in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Class::Check => "check",
+            Class::Usage => "usage",
+            Class::Data => "data",
+            Class::Unavailable => "unavailable",
+            Class::Bug => "bug",
+            Class::Temporary => "temporary",
+            Class::Permission => "permission",
+            Class::Config => "config",
+        }
+    }
+}
+
+/// A failure. No part of it holds a row's value or a secret.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Stable dotted code.
+    pub code: String,
+    /// Its kind.
+    pub class: Class,
+    /// What happened.
+    pub what: String,
+    /// Why that matters, or what was expected.
+    pub why: Option<String>,
+    /// How to mend it.
+    pub fix: Option<String>,
+}
+
+impl Failure {
+    /// A failure with a code; class and fix come from the table of codes.
+    #[must_use]
+    pub fn new(code: &str, what: impl Into<String>) -> Failure {
+        let known = codes::find(code);
+        Failure {
+            code: code.to_owned(),
+            class: known.map_or(Class::Bug, |k| k.class),
+            what: what.into(),
+            why: None,
+            fix: known.map(|k| k.fix.to_owned()),
+        }
+    }
+
+    /// For machines.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({"error": {
+            "code": self.code, "class": self.class.as_str(), "what": self.what, "why": self.why, "fix": self.fix,
+            "more": format!("tillstream explain {}", self.code),
+        }})
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error[{}]: {}", self.code, self.what)?;
+        if let Some(why) = &self.why {
+            write!(f, "\n  why  {}", why.replace('\n', "\n       "))?;
+        }
+        if let Some(fix) = &self.fix {
+            write!(f, "\n  fix  {}", fix.replace('\n', "\n       "))?;
+        }
+        write!(f, "\n  more: tillstream explain {}", self.code)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Failure {
+        Failure::new(error.code(), error.to_string())
+    }
+}
+
+impl From<ControlError> for Failure {
+    fn from(error: ControlError) -> Failure {
+        Failure::new(error.code(), error.to_string())
+    }
+}
+
+impl From<CaptureError> for Failure {
+    fn from(error: CaptureError) -> Failure {
+        match error {
+            CaptureError::Definite { code, what, why, fix } => Failure { why: Some(why), fix: Some(fix), ..Failure::new(code, what) },
+            other => Failure::new(other.code(), other.to_string()),
+        }
+    }
+}

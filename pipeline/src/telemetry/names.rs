@@ -1,0 +1,85 @@
+//! Every metric: name, type, labels and meaning. `ops::metrics` gives them values; a name stands nowhere else.
+
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Rises only; the exposition adds `_total`.
+    Counter,
+    /// May go either way.
+    Gauge,
+}
+
+/// One metric.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    /// Name without `_total`, base units last.
+    pub name: &'static str,
+    /// Counter or gauge.
+    pub kind: Kind,
+    /// Labels beside `pipeline`.
+    pub labels: &'static [&'static str],
+    /// One sentence.
+    pub help: &'static str,
+}
+
+macro_rules! metrics {
+    ($($constant:ident $kind:ident $name:literal [$($label:literal),*] $help:literal;)*) => {
+        $(#[doc = $help] pub const $constant: Metric = Metric { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)*
+
+        /// All of them, in the order of the exposition.
+        pub const ALL: &[Metric] = &[$($constant),*];
+    };
+}
+
+metrics! {
+    BUILD_INFO Gauge "tillstream_build_info" ["version"] "Always 1; the version is a label";
+    UPTIME Gauge "tillstream_uptime_seconds" [] "Time since the process began";
+    CAPTURE_UP Gauge "tillstream_capture_up" [] "1 while bytes are moving or could, else 0";
+    CAPTURE_STATE Gauge "tillstream_capture_state" ["state"] "1 for the state capture is in";
+    CAPTURE_SESSIONS Counter "tillstream_capture_sessions" [] "Replication sessions begun";
+    CAPTURE_TRANSACTIONS Counter "tillstream_capture_transactions" [] "Transactions received";
+    CAPTURE_EVENTS Counter "tillstream_capture_events" [] "Change events written to the journal";
+    CAPTURE_READS Counter "tillstream_capture_reads" [] "Rows of backfills written to the journal";
+    CAPTURE_SKIPPED Counter "tillstream_capture_skipped" [] "Events that the journal already had";
+    CAPTURE_DEAD_LETTERS Counter "tillstream_capture_dead_letters" [] "Changes above the row limit, stored as dead letters";
+    CAPTURE_RECEIVED_BYTES Counter "tillstream_capture_received_bytes" [] "Bytes of replication messages received";
+    CAPTURE_RECEIVED_LSN Gauge "tillstream_capture_received_lsn" [] "End of what was received; exact up to 2^53";
+    CAPTURE_ACKNOWLEDGED_LSN Gauge "tillstream_capture_acknowledged_lsn" [] "What PostgreSQL may forget; exact up to 2^53";
+    CAPTURE_SERVER_LSN Gauge "tillstream_capture_server_lsn" [] "The server's position as it last said; exact up to 2^53";
+    CAPTURE_UNACKNOWLEDGED_WAL Gauge "tillstream_capture_unacknowledged_wal_bytes" [] "WAL between what is acknowledged and the server's position";
+    CAPTURE_LAG Gauge "tillstream_capture_lag_bytes" [] "WAL between what was received and the server's position";
+    CAPTURE_BUSY Counter "tillstream_capture_busy_seconds" ["in"] "Time of the capture task by what it did";
+    JOURNAL_APPENDED_BYTES Counter "tillstream_journal_appended_bytes" [] "Bytes of batches handed to the journal by capture";
+    JOURNAL_BATCHES Counter "tillstream_journal_batches" [] "Batches handed to the journal by capture";
+    JOURNAL_UNCONFIRMED_BYTES Gauge "tillstream_journal_unconfirmed_bytes" [] "Bytes handed over and not confirmed";
+    JOURNAL_LAST_OFFSET Gauge "tillstream_journal_last_offset" ["partition"] "Offset of the newest confirmed entry";
+    JOURNAL_LAG_ENTRIES Gauge "tillstream_journal_lag_entries" ["connector", "partition"] "Entries between what a connector has settled and the newest";
+    DELIVERY_UP Gauge "tillstream_delivery_up" ["connector"] "1 while the connector delivers or waits for events, else 0";
+    DELIVERY_STATE Gauge "tillstream_delivery_state" ["connector", "state"] "1 for the state the connector is in";
+    DELIVERY_EVENTS Counter "tillstream_delivery_events" ["connector", "outcome"] "Events by outcome: applied, duplicate, dead_lettered, redriven";
+    DELIVERY_RETRIES Counter "tillstream_delivery_retries" ["connector"] "Attempts at single events that are repeated";
+    DELIVERY_CALLS Counter "tillstream_delivery_calls" ["connector", "outcome"] "Calls of the target: ok or failed as a whole";
+    DELIVERY_PAUSES Counter "tillstream_delivery_pauses" ["connector"] "Pauses that the target asked for";
+    DELIVERY_BUSY Counter "tillstream_delivery_busy_seconds" ["connector"] "Time spent in calls, all lanes together";
+    DELIVERY_BYTES Counter "tillstream_delivery_bytes" ["connector"] "Body bytes of applied and duplicate events";
+    DELIVERY_IN_FLIGHT Gauge "tillstream_delivery_inflight" ["connector"] "Events under way";
+    DELIVERY_LAG Gauge "tillstream_delivery_lag_seconds" ["connector"] "Age of the oldest event that is not settled, by its commit";
+    DELIVERY_FENCED Counter "tillstream_delivery_fenced" ["connector"] "Entries of overtaken capture runs that were dropped";
+    DELIVERY_REPEATS Counter "tillstream_delivery_repeats" ["connector"] "Repeated entries that were dropped";
+    DEAD_LETTERS Gauge "tillstream_dead_letters" ["connector"] "Open dead letters";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_follow_the_rules() {
+        for (i, metric) in ALL.iter().enumerate() {
+            assert!(metric.name.starts_with("tillstream_") && !metric.name.ends_with("_total"), "{}", metric.name);
+            assert!(metric.name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{}", metric.name);
+            assert!(ALL[..i].iter().all(|m| m.name != metric.name), "{} stands here twice", metric.name);
+            assert!(!metric.help.ends_with('.'), "{}: the exposition adds the period", metric.name);
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Servers, by the project's own scripts.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tokio::sync::OnceCell;
+use tokio_postgres::{Client, NoTls};
+
+use super::{root, scratch, target};
+
+/// Runs a script of `docker/` and returns its standard output.
+fn script(name: &str, arguments: &[&str], environment: &[(&str, &str)]) -> String {
+    let output = Command::new(root().join("docker").join(name))
+        .args(arguments)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .output()
+        .expect("the script runs");
+    assert!(output.status.success(), "docker/{name} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
+}
+
+/// Starts a shared server: several test processes may ask at once.
+fn start_shared(name: &str, dir: &Path) {
+    let parent = dir.parent().expect("below target/tests");
+    std::fs::create_dir_all(parent).expect("target/ can be written");
+    let lock = File::create(dir.with_extension("lock")).expect("target/ can be written");
+    lock.lock().expect("lockable");
+    script(name, &["start", &dir.to_string_lossy()], &[]);
+}
+
+/// A private PostgreSQL with logical WAL.
+#[derive(Debug)]
+pub(crate) struct Postgres {
+    dir: PathBuf,
+    url: String,
+    shared: bool,
+}
+
+impl Postgres {
+    /// The one that all tests share: never stop it, drop your slots.
+    pub(crate) async fn shared() -> &'static Postgres {
+        static SHARED: OnceCell<Postgres> = OnceCell::const_new();
+        SHARED
+            .get_or_init(|| async {
+                tokio::task::spawn_blocking(|| {
+                    let dir = target().join("tests").join("postgres");
+                    start_shared("postgres.sh", &dir);
+                    Postgres::at(dir, true)
+                })
+                .await
+                .expect("the script does not panic")
+            })
+            .await
+    }
+
+    /// One of its own for a test that stops or configures it; `settings` are lines of postgresql.conf.
+    pub(crate) async fn private(name: &str, settings: &str) -> Postgres {
+        let (dir, settings) = (scratch(name).join("postgres"), settings.to_owned());
+        tokio::task::spawn_blocking(move || {
+            script("postgres.sh", &["start", &dir.to_string_lossy()], &[("POSTGRES_CONF", &settings)]);
+            Postgres::at(dir, false)
+        })
+        .await
+        .expect("the script does not panic")
+    }
+
+    fn at(dir: PathBuf, shared: bool) -> Postgres {
+        let url = script("postgres.sh", &["url", &dir.to_string_lossy()], &[]);
+        Postgres { dir, url, shared }
+    }
+
+    /// A URL of the superuser for a database.
+    pub(crate) fn url(&self, database: &str) -> String {
+        self.url_as("postgres", database)
+    }
+
+    /// A URL for a role (`name` or `name:password`) and a database.
+    pub(crate) fn url_as(&self, role: &str, database: &str) -> String {
+        format!("postgres://{role}@{}/{database}", self.address())
+    }
+
+    /// `127.0.0.1:port`.
+    pub(crate) fn address(&self) -> &str {
+        self.url.trim_start_matches("postgres://postgres@").trim_end_matches("/postgres")
+    }
+
+    /// A superuser's session.
+    pub(crate) async fn connect(&self, database: &str) -> Client {
+        connect(&self.url(database)).await
+    }
+
+    /// Stops, kills, starts: `stop`, `kill9`, `start`, `restart`.
+    pub(crate) async fn control(&self, command: &'static str) {
+        assert!(!self.shared, "a shared server stays up");
+        let dir = self.dir.clone();
+        tokio::task::spawn_blocking(move || script("postgres.sh", &[command, &dir.to_string_lossy()], &[]))
+            .await
+            .expect("the script does not panic");
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if !self.shared {
+            script("postgres.sh", &["destroy", &self.dir.to_string_lossy()], &[]);
+        }
+    }
+}
+
+/// A session whose connection lives on a task of its own.
+pub(crate) async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("the server accepts");
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    client
+}
+
+/// A private RabbitMQ node with streams.
+#[derive(Debug)]
+pub(crate) struct RabbitMq {
+    dir: PathBuf,
+    /// `rabbitmq-stream://guest:guest@127.0.0.1:port`.
+    pub(crate) url: String,
+    shared: bool,
+}
+
+impl RabbitMq {
+    /// The one that all tests share: never stop it, name your streams after the test.
+    pub(crate) async fn shared() -> &'static RabbitMq {
+        static SHARED: OnceCell<RabbitMq> = OnceCell::const_new();
+        SHARED
+            .get_or_init(|| async {
+                tokio::task::spawn_blocking(|| {
+                    let dir = target().join("tests").join("rabbitmq");
+                    start_shared("rabbitmq.sh", &dir);
+                    RabbitMq::at(dir, true)
+                })
+                .await
+                .expect("the script does not panic")
+            })
+            .await
+    }
+
+    /// One of its own for a test that stops it.
+    pub(crate) async fn private(name: &str) -> RabbitMq {
+        let dir = scratch(name).join("rabbitmq");
+        tokio::task::spawn_blocking(move || {
+            script("rabbitmq.sh", &["start", &dir.to_string_lossy()], &[]);
+            RabbitMq::at(dir, false)
+        })
+        .await
+        .expect("the script does not panic")
+    }
+
+    fn at(dir: PathBuf, shared: bool) -> RabbitMq {
+        let url = script("rabbitmq.sh", &["url", &dir.to_string_lossy()], &[]);
+        RabbitMq { dir, url, shared }
+    }
+
+    /// Stops, kills, starts: `stop`, `kill9`, `start`, `restart`.
+    pub(crate) async fn control(&self, command: &'static str) {
+        assert!(!self.shared, "a shared server stays up");
+        let dir = self.dir.clone();
+        tokio::task::spawn_blocking(move || script("rabbitmq.sh", &[command, &dir.to_string_lossy()], &[]))
+            .await
+            .expect("the script does not panic");
+    }
+
+    /// `rabbitmqctl ARGUMENTS`.
+    pub(crate) async fn ctl(&self, arguments: &[&str]) -> String {
+        let dir = self.dir.clone();
+        let arguments: Vec<String> = arguments.iter().map(|&a| a.to_owned()).collect();
+        tokio::task::spawn_blocking(move || {
+            let dir = dir.to_string_lossy();
+            let mut all = vec!["ctl", &*dir];
+            all.extend(arguments.iter().map(String::as_str));
+            script("rabbitmq.sh", &all, &[])
+        })
+        .await
+        .expect("the script does not panic")
+    }
+}
+
+impl Drop for RabbitMq {
+    fn drop(&mut self) {
+        if !self.shared {
+            script("rabbitmq.sh", &["destroy", &self.dir.to_string_lossy()], &[]);
+        }
+    }
+}
