@@ -2,6 +2,8 @@
 
 mod explain;
 mod output;
+mod run;
+mod status;
 mod tap;
 mod validate;
 
@@ -68,6 +70,10 @@ fn load(path: &Path, registry: &Registry) -> Result<Pipeline, End> {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Capture changes into the journal and deliver them
+    Run(run::Arguments),
+    /// Show how a running pipeline is
+    Status(status::Arguments),
     /// Show the events of the journal as they are stored
     Tap(tap::Arguments),
     /// Check configuration files: syntax, keys, references, and the live catalogue
@@ -120,6 +126,8 @@ impl Command {
     /// How failures are printed.
     fn format(&self) -> Format {
         match self {
+            Command::Run(arguments) => arguments.format,
+            Command::Status(arguments) => arguments.format,
             Command::Validate(arguments) => arguments.format,
             Command::Tap(arguments) => arguments.failure_format(),
             Command::Explain(_) | Command::Demo(_) => Format::Human,
@@ -127,8 +135,10 @@ impl Command {
     }
 }
 
-async fn dispatch(command: Command, _settings: settings::Settings, registry: Registry) -> Result<(), End> {
+async fn dispatch(command: Command, settings: settings::Settings, registry: Registry) -> Result<(), End> {
     match command {
+        Command::Run(arguments) => run::run(arguments, &settings, &registry).await,
+        Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,
         Command::Explain(arguments) => explain::run(&arguments),
