@@ -1,5 +1,6 @@
 //! The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
+mod dead_letters;
 mod explain;
 mod output;
 mod run;
@@ -76,6 +77,8 @@ enum Command {
     Status(status::Arguments),
     /// Show the events of the journal as they are stored
     Tap(tap::Arguments),
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
     /// Check configuration files: syntax, keys, references, and the live catalogue
     Validate(validate::Arguments),
     /// Tell what an error code means, what it does and how to mend it
@@ -130,6 +133,7 @@ impl Command {
             Command::Status(arguments) => arguments.format,
             Command::Validate(arguments) => arguments.format,
             Command::Tap(arguments) => arguments.failure_format(),
+            Command::DeadLetters(command) => command.format(),
             Command::Explain(_) | Command::Demo(_) => Format::Human,
         }
     }
@@ -140,6 +144,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Run(arguments) => run::run(arguments, &settings, &registry).await,
         Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
+        Command::DeadLetters(command) => dead_letters::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Demo(command) => crate::demo::run(command).await.map_err(|error| {
