@@ -184,7 +184,8 @@ async fn request(redrive: Redrive, registry: &Registry) -> Result<(), End> {
     let (pipeline, journal, state) = read(&redrive.config, registry).await?;
     let meant = dead_letter::select(&state, &wanted).len();
     if meant > 0 && !redrive.dry_run {
-        let who = format!("{} pid {}: dead-letters redrive", std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()), std::process::id());
+        let who =
+            format!("{} pid {}: dead-letters redrive", std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()), std::process::id());
         let asked = async {
             let mut writer = Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &who).await?;
             dead_letter::redrive(&mut writer, &state, &wanted, &who).await

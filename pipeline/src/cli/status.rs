@@ -18,7 +18,9 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// Shows how a running pipeline is
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  tillstream status\n  tillstream status --url http://127.0.0.1:7411 --format json | jq .source.state\n\nEnds with 1 when the pipeline is not ready, with 69 when no process answers.")]
+#[command(
+    after_help = "Examples:\n  tillstream status\n  tillstream status --url http://127.0.0.1:7411 --format json | jq .source.state\n\nEnds with 1 when the pipeline is not ready, with 69 when no process answers."
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     config: ConfigFile,

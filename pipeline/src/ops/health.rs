@@ -139,7 +139,9 @@ mod tests {
 
     #[test]
     fn a_process_that_lives_but_moves_nothing_is_not_healthy() {
-        let of = |state| source(&CaptureFacts { state, last_error: Some("capture.source_unavailable: refused".to_owned()), ..CaptureFacts::default() });
+        let of = |state| {
+            source(&CaptureFacts { state, last_error: Some("capture.source_unavailable: refused".to_owned()), ..CaptureFacts::default() })
+        };
         assert_eq!(of(CaptureState::Streaming).health, Health::Healthy);
         assert_eq!(of(CaptureState::Retrying), verdict(Health::Blocked, "capture.source_unavailable: refused"));
         assert_eq!(of(CaptureState::Starting).health, Health::Unknown);

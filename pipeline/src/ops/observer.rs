@@ -163,7 +163,8 @@ impl Observer {
             sample.publish_wait_ns = stats.publish_wait_ns.load(Relaxed);
         }
         if let Some(stats) = &self.observed.delivery {
-            let settled = |c: &delivery::stats::ConnectorStats| c.delivered.load(Relaxed) + c.absorbed.load(Relaxed) + c.rejected.load(Relaxed);
+            let settled =
+                |c: &delivery::stats::ConnectorStats| c.delivered.load(Relaxed) + c.absorbed.load(Relaxed) + c.rejected.load(Relaxed);
             sample.connectors = stats.connectors().iter().map(|c| (settled(c), c.busy_us.load(Relaxed))).collect();
         }
         let mut seen = self.seen();

@@ -124,8 +124,9 @@ impl Process {
         if self.patiently("set up the journal", || async { Ok::<_, failure::Retryable>(journal.set_up().await?) }).await?.is_none() {
             return Ok(Ended { stopped: true, dead_letters: 0 });
         }
-        let Some((follower, following)) =
-            self.patiently("read the control journal", || async { Ok::<_, failure::Retryable>(Follower::start(Arc::clone(&journal)).await?) }).await?
+        let Some((follower, following)) = self
+            .patiently("read the control journal", || async { Ok::<_, failure::Retryable>(Follower::start(Arc::clone(&journal)).await?) })
+            .await?
         else {
             return Ok(Ended { stopped: true, dead_letters: 0 });
         };
@@ -317,7 +318,9 @@ async fn finished_or_none(task: &mut Option<Loop<()>>) -> Result<(), Failure> {
 async fn joined(task: &mut Loop<()>) -> Result<(), Failure> {
     match task.await {
         Ok(result) => result,
-        Err(error) => Err(Failure { class: Class::Bug, ..Failure::new("internal.panicked", format!("a loop ended unexpectedly: {error}")) }),
+        Err(error) => {
+            Err(Failure { class: Class::Bug, ..Failure::new("internal.panicked", format!("a loop ended unexpectedly: {error}")) })
+        }
     }
 }
 

@@ -95,7 +95,8 @@ fn connectors(observer: &Observer, rates: &observer::Rates) -> Vec<Value> {
     let connector = |(i, stats): (usize, &std::sync::Arc<crate::delivery::stats::ConnectorStats>)| {
         let (verdict, since) = observer.connector(stats);
         let progress = stats.partitions();
-        let lag_entries: u64 = progress.iter().map(|(p, progress)| last.get(p).map_or(0, |last| (last + 1).saturating_sub(progress.settled.0))).sum();
+        let lag_entries: u64 =
+            progress.iter().map(|(p, progress)| last.get(p).map_or(0, |last| (last + 1).saturating_sub(progress.settled.0))).sum();
         let partitions: Vec<Value> = progress
             .iter()
             .map(|(p, progress)| json!({"partition": p, "read": progress.read.0, "settled": progress.settled.0, "position": progress.position.to_string(), "in_flight": progress.in_flight}))
