@@ -5,6 +5,5 @@
 
 pub mod http;
 pub mod registry;
-pub mod scripted;
 pub mod sink;
 pub mod sql;

@@ -95,7 +95,7 @@ pub enum From {
 /// The extent of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Offset of the oldest entry.
+    /// Offset of the oldest entry, or of bookkeeping of the journal just before it.
     pub first: Offset,
     /// Offset of the newest confirmed entry.
     pub last: Offset,
@@ -234,10 +234,7 @@ pub trait Reader: Send {
 /// [`JournalError::Unusable`] when the configuration cannot work, as a URL that names no host.
 pub fn open(config: &config::Journal, client: &str) -> Result<Arc<dyn Journal>, JournalError> {
     match config {
-        config::Journal::Rabbitmq(_) => {
-            let _ = client;
-            Err(JournalError::Unusable("the RabbitMQ journal is not built yet".into()))
-        }
+        config::Journal::Rabbitmq(config) => Ok(Arc::new(rabbit::RabbitJournal::new(config, client)?)),
         config::Journal::Local(config) => Ok(Arc::new(local::LocalJournal::new(config))),
     }
 }

@@ -30,8 +30,8 @@ pub(super) struct Window {
     state: Mutex<State>,
     /// Told when something was confirmed.
     room: Notify,
-    /// Told when something was handed over, and when the writer is gone.
-    work: Notify,
+    /// Counts what was handed over, and the end of the writer as one more.
+    work: watch::Sender<u64>,
     /// Counts the moves of watermarks, and a failure as one.
     moved: watch::Sender<u64>,
 }
@@ -64,7 +64,7 @@ struct Pending {
 
 impl Window {
     pub(super) fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Window { limits, state: Mutex::default(), room: Notify::new(), work: Notify::new(), moved: watch::Sender::new(0) })
+        Arc::new(Window { limits, state: Mutex::default(), room: Notify::new(), work: watch::Sender::new(0), moved: watch::Sender::new(0) })
     }
 
     /// The appending side.
@@ -77,9 +77,9 @@ impl Window {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves when something was handed over since the last call, or when the writer was dropped. Cancel-safe.
-    pub(super) async fn work(&self) {
-        self.work.notified().await;
+    /// Changes when something was handed over, or when the writer was dropped.
+    pub(super) fn work(&self) -> watch::Receiver<u64> {
+        self.work.subscribe()
     }
 
     /// Whether the writer was dropped.
@@ -116,6 +116,16 @@ impl Window {
         if let Some(lane) = self.state().logs.get_mut(&log) {
             lane.taken = 0;
         }
+    }
+
+    /// The watermark of a log.
+    pub(super) fn confirmed(&self, log: Log) -> PublishId {
+        self.state().logs.get(&log).map_or(PublishId(0), |lane| lane.confirmed)
+    }
+
+    /// How long the oldest unconfirmed batch of a log has been waiting.
+    pub(super) fn oldest(&self, log: Log) -> Option<Duration> {
+        Some(self.state().logs.get(&log)?.pending.front()?.handed_at.elapsed())
     }
 
     /// Notes confirms of taken batches, in whatever order they come. Ids that are not there are ignored: a confirm may
@@ -186,7 +196,7 @@ impl Handle {
             }
             self.window.room.notified().await;
         }
-        self.window.work.notify_one();
+        self.window.work.send_modify(|n| *n += 1);
         Ok(())
     }
 
@@ -204,7 +214,7 @@ impl Handle {
 
     /// See [`super::Writer::confirmed`].
     pub(super) fn confirmed(&self, log: Log) -> PublishId {
-        self.window.state().logs.get(&log).map_or(PublishId(0), |lane| lane.confirmed)
+        self.window.confirmed(log)
     }
 
     /// See [`super::Writer::unconfirmed_bytes`].
@@ -250,7 +260,7 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         self.window.state().closed = true;
-        self.window.work.notify_one();
+        self.window.work.send_modify(|n| *n += 1);
     }
 }
 

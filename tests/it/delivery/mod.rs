@@ -1,4 +1,1 @@
-//! Delivery against scripted and real sinks.
-
-mod pos;
-mod runtime;
+//! Delivery against real sinks.

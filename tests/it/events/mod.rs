@@ -1,5 +1,3 @@
-//! The change event: its golden examples and their schemas, the bytes of the frame, and the messages it is made from.
+//! The change event: golden examples, their schema, and the bytes of the frame.
 
-mod golden;
 mod pgoutput;
-mod samples;

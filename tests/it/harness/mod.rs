@@ -9,6 +9,7 @@
 
 mod database;
 mod process;
+mod proxy;
 mod server;
 
 use std::future::Future;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) use database::Database;
 pub(crate) use process::{Process, judge_log};
+pub(crate) use proxy::Proxy;
 pub(crate) use server::{Postgres, RabbitMq};
 
 /// How much there is time for: `quick` after every change, `full` in CI, `long` before a release. From `TILLSTREAM_TESTS`.

@@ -46,7 +46,9 @@ async fn run(shared: &Arc<Shared>, window: &Window, name: &ProducerName, store: 
     // A busy or full disk passes; somebody has to see it, so that every attempt that failed is logged, at most every 5 seconds.
     let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(5));
     let mut store = Some(store);
+    let mut work = window.work();
     while !window.is_closed() {
+        work.mark_unchanged();
         let mut idle = true;
         for log in window.logs() {
             let batches = Arc::new(window.take(log, TRANSACTION_BYTES_MAX));
@@ -76,7 +78,7 @@ async fn run(shared: &Arc<Shared>, window: &Window, name: &ProducerName, store: 
             }
         }
         if idle {
-            window.work().await;
+            let _ = work.changed().await;
         }
     }
     Ok(())
