@@ -244,6 +244,10 @@ impl Hook for ReadHook {
         }
     }
 
+    fn is_done(&self) -> bool {
+        self.finished && self.out.is_empty() && self.unstored.is_empty()
+    }
+
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while let Poll::Ready(Some(step)) = self.steps.poll_recv(cx) {
             self.step(step);

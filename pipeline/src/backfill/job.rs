@@ -172,6 +172,7 @@ impl Job {
             match self.chunk(catalog, &described.1, &cursor, &mut pace, &mut unstored).await? {
                 Outcome::Next(next) => {
                     cursor = next;
+                    self.cursors.insert(name.to_owned(), cursor.clone());
                     delays.reset();
                 }
                 Outcome::Again(why) => {
@@ -189,14 +190,14 @@ impl Job {
         if let Some(stored) = unstored.take() {
             stored.await.map_err(|_| Failure::HookGone)?;
         }
-        self.cursors.insert(name.to_owned(), cursor);
         Ok(Ok(()))
     }
 
     /// Makes the chunk in doubt one of an attempt never used before, and stores that before any row of it is.
     async fn start(&mut self, catalog: &Catalog, table: &ChunkedTable, name: &str) -> Result<Cursor, Failure> {
         let cursor = match self.cursors.get(name) {
-            Some(known) => Cursor { attempt: known.attempt + 1, at_ms: now_ms(), ..known.clone() },
+            // A chunk may be handed over and nobody here know it, so its number is not used again either.
+            Some(known) => Cursor { chunk: known.chunk + 1, attempt: known.attempt + 1, at_ms: now_ms(), ..known.clone() },
             None => {
                 let bound = bound(catalog, table).await?;
                 Cursor {
@@ -335,13 +336,7 @@ struct Read {
 }
 
 /// Reads a chunk in a transaction of its own: lock, snapshot, rows.
-async fn read(
-    catalog: &Catalog,
-    table: &ChunkedTable,
-    after: Option<&KeyTexts>,
-    bound: &KeyTexts,
-    limit: u32,
-) -> Result<Read, Unread> {
+async fn read(catalog: &Catalog, table: &ChunkedTable, after: Option<&KeyTexts>, bound: &KeyTexts, limit: u32) -> Result<Read, Unread> {
     let sql = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}; SELECT pg_current_snapshot()::text; {}; COMMIT",
         table.lock(),
@@ -384,10 +379,9 @@ async fn read_rows(catalog: &Catalog, sql: &str, limit: u32) -> Result<Read, Unr
 }
 
 fn text(row: &tokio_postgres::SimpleQueryRow, index: usize) -> Result<Option<String>, Failure> {
-    row.try_get(index).map(|t| t.map(str::to_owned)).map_err(|_| Failure::Table {
-        code: "backfill.not_utf8",
-        message: "a value is no valid UTF-8".to_owned(),
-    })
+    row.try_get(index)
+        .map(|t| t.map(str::to_owned))
+        .map_err(|_| Failure::Table { code: "backfill.not_utf8", message: "a value is no valid UTF-8".to_owned() })
 }
 
 fn unread(error: &tokio_postgres::Error) -> Unread {
