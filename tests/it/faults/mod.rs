@@ -1,1 +1,4 @@
 //! Kills, cuts and bad input: nothing lost, nothing doubled, order kept.
+
+mod absent;
+mod kills;

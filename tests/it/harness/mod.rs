@@ -8,6 +8,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod database;
+mod pipeline;
 mod process;
 mod proxy;
 mod server;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 pub(crate) use database::Database;
+pub(crate) use pipeline::{Journal, PATIENCE, Pipeline, Running, free_port};
 pub(crate) use process::{Process, judge_log};
 pub(crate) use proxy::Proxy;
 pub(crate) use server::{Postgres, RabbitMq};

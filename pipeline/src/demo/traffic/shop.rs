@@ -84,6 +84,7 @@ impl Shop {
             555..560 => self.reprice(rng),
             560..562 => self.specials(rng),
             562..572 => self.shift(rng),
+            572..575 => self.count_stock(rng),
             _ => self.place(rng),
         }
     }
@@ -305,6 +306,19 @@ impl Shop {
             ),
         ];
         Transaction { statements, rows: 10, roll_back: false, then: Then::Nothing }
+    }
+
+    /// The weekly count: every ingredient of a location in one transaction.
+    fn count_stock(&mut self, rng: &mut StdRng) -> Transaction {
+        let location = self.location(rng);
+        let statements = vec![
+            format!(
+                "INSERT INTO stock_txn (ingredient_id, location_id, qty, kind) SELECT n, {location}, {} - n, 'count' FROM generate_series(1, {INGREDIENTS}) n",
+                rng.random_range(0..60)
+            ),
+            format!("UPDATE stock_level SET on_hand = round(on_hand), updated_at = now() WHERE location_id = {location}"),
+        ];
+        Transaction { statements, rows: 2 * INGREDIENTS, roll_back: false, then: Then::Nothing }
     }
 
     fn flag_86(&mut self, rng: &mut StdRng) -> Transaction {

@@ -21,6 +21,8 @@ pub(super) struct JournalCounts {
     pub(super) filter: Counts,
     /// Entries of every kind, those that do not count included.
     pub(super) entries: u64,
+    /// Capture runs that began in the middle of a transaction of the journal: the run before was killed inside it.
+    pub(super) began_inside: u64,
 }
 
 /// The envelope as the comparison needs it: read here by its JSON alone, not by the pipeline's own parser.
@@ -62,6 +64,7 @@ pub(super) async fn read(journal: &dyn Journal, source: &Client, facts: &mut Exp
         let mut reader = journal.reader(log, From::First).await.map_err(failed)?;
         let mut filter = Filter::new();
         let mut read_to = None;
+        let mut between_transactions = true;
         while read_to.is_none_or(|offset| offset < bounds.last.0) {
             let chunk = reader.next().await.map_err(failed)?;
             if let Some(last) = u64::from(chunk.records).checked_sub(1) {
@@ -71,6 +74,12 @@ pub(super) async fn read(journal: &dyn Journal, source: &Client, facts: &mut Exp
             filter
                 .chunk(&chunk, |_, verdict| {
                     let Verdict::Pass(passed) = verdict else { return Ok(()) };
+                    match passed.header.kind {
+                        Kind::Fence => counts.began_inside += u64::from(!between_transactions),
+                        Kind::End => between_transactions = true,
+                        Kind::Event => between_transactions = false,
+                        Kind::Read | Kind::Marker | Kind::Part => {}
+                    }
                     if !matches!(passed.header.kind, Kind::Event | Kind::Read) {
                         return Ok(());
                     }

@@ -80,7 +80,7 @@ pub async fn run(arguments: Arguments) -> Result<(), DemoError> {
     let oracle = oracle::compare(&source, &pipeline.source.tables).await?;
 
     let mut line = Map::new();
-    let JournalCounts { filter, entries } = counts;
+    let JournalCounts { filter, entries, began_inside } = counts;
     let mut put = |key: &str, value: Value| {
         line.insert(key.to_owned(), value);
     };
@@ -92,6 +92,7 @@ pub async fn run(arguments: Arguments) -> Result<(), DemoError> {
     put("raw_repeats", json!(filter.repeats));
     put("raw_fenced", json!(filter.fenced));
     put("runs", json!(filter.fences));
+    put("runs_began_inside_a_transaction", json!(began_inside));
     put("lost", json!(oracle.lost));
     put("duplicated", json!(oracle.duplicated));
     put("reordered", json!(oracle.reordered));
