@@ -13,9 +13,13 @@ async fn a_row_of_5_mb_passes_frames_of_1_mib() {
     let pos = pipeline.pos.connect().await;
     // Text that does not compress, a little of it outside ASCII.
     let big = "SELECT string_agg(md5(n::text) || 'é\"\\', '') FROM generate_series(1, 140000) n";
-    pos.batch_execute(&format!("UPDATE check_ SET receipt = ({big}) WHERE id = (SELECT id FROM check_ ORDER BY id LIMIT 1)")).await.expect("updates");
+    pos.batch_execute(&format!("UPDATE check_ SET receipt = ({big}) WHERE id = (SELECT id FROM check_ ORDER BY id LIMIT 1)"))
+        .await
+        .expect("updates");
     // The next update leaves the big value alone: it must stay in the inventory.
-    pos.batch_execute("UPDATE check_ SET status = 'archived' WHERE id = (SELECT id FROM check_ ORDER BY id LIMIT 1)").await.expect("updates");
+    pos.batch_execute("UPDATE check_ SET status = 'archived' WHERE id = (SELECT id FROM check_ ORDER BY id LIMIT 1)")
+        .await
+        .expect("updates");
     pipeline.drain().await;
     assert_sound(&pipeline.verify().await);
     let inventory = pipeline.inventory.connect().await;

@@ -62,7 +62,9 @@ async fn a_slot_in_use_is_waited_for() {
     first.ready().await;
     // The second one finds the slot taken, waits, and takes over when the first is gone.
     let second = pipeline.run("second", &["--only", "capture"]);
-    second.until("the second to wait", |status| status["ready"] == false && status["source"]["last_error"]["code"] == "capture.slot_active").await;
+    second
+        .until("the second to wait", |status| status["ready"] == false && status["source"]["last_error"]["code"] == "capture.slot_active")
+        .await;
     first.process.kill9().await;
     second.ready().await;
     pipeline.traffic(300, 2, &[]).finish(PATIENCE).await;

@@ -97,7 +97,8 @@ impl Postgres {
         assert!(!self.shared, "others connect without one");
         let path = self.dir.join("data").join("pg_hba.conf");
         let rest = std::fs::read_to_string(&path).expect("the server's data are readable");
-        let lines: String = roles.iter().flat_map(|r| ["all", "replication"].map(|d| format!("host {d} {r} 127.0.0.1/32 scram-sha-256\n"))).collect();
+        let lines: String =
+            roles.iter().flat_map(|r| ["all", "replication"].map(|d| format!("host {d} {r} 127.0.0.1/32 scram-sha-256\n"))).collect();
         std::fs::write(&path, lines + &rest).expect("the server's data are writable");
         self.connect("postgres").await.batch_execute("SELECT pg_reload_conf()").await.expect("reloads");
     }
