@@ -475,6 +475,9 @@ impl<'de> Visitor<'de> for TextSeed {
     }
 }
 
+/// Columns that an object has room for before it grows: most tables of a point of sale fit.
+const FIELDS_EXPECTED: usize = 16;
+
 /// An object of columns or null.
 struct FieldsSeed(Envelope);
 
@@ -498,7 +501,7 @@ impl<'de> Visitor<'de> for FieldsSeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Vec::new();
+        let mut fields = Vec::with_capacity(FIELDS_EXPECTED);
         while let Some(name) = map.next_key_seed(TextSeed(self.0))? {
             let value = map.next_value::<&'de RawValue>()?;
             // A key is a string, never null.

@@ -441,3 +441,117 @@ fn write_unchanged<'a, 't>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'t 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tillstream_schemas::Position;
+    use tillstream_schemas::table::Identity;
+
+    use super::*;
+    use crate::capture::pgoutput::{Message, parse};
+    use crate::capture::relations::{ColumnSpec, TableOptions, table_schema};
+
+    fn table(identity: Identity, partition_by: Option<&[&str]>) -> TableSchema {
+        let column = |name: &str, type_oid, in_identity| ColumnSpec { name: name.to_owned(), type_oid, type_modifier: -1, in_identity };
+        let full = identity == Identity::Full;
+        let columns = [column("id", 20, true), column("location", 25, full), column("note", 25, full)];
+        let partition_by = partition_by.map(|names| names.iter().map(|n| (*n).to_owned()).collect());
+        let options = TableOptions { partition_by, primary_key: vec!["id".to_owned()] };
+        table_schema("public", "stock", identity, columns.into_iter(), &options).expect("a good table")
+    }
+
+    /// An UPDATE's bytes; `u` is an unchanged value, `n` NULL, anything else text behind `=`.
+    fn update(old: Option<(u8, &[&str])>, new: &[&str]) -> Vec<u8> {
+        fn tuple(to: &mut Vec<u8>, values: &[&str]) {
+            to.extend_from_slice(&(values.len() as u16).to_be_bytes());
+            for value in values {
+                match value.strip_prefix('=') {
+                    Some(text) => {
+                        to.push(b't');
+                        to.extend_from_slice(&(text.len() as u32).to_be_bytes());
+                        to.extend_from_slice(text.as_bytes());
+                    }
+                    None => to.push(value.as_bytes()[0]),
+                }
+            }
+        }
+        let mut bytes = b"U\0\0\0\x01".to_vec();
+        if let Some((mark, values)) = old {
+            bytes.push(mark);
+            tuple(&mut bytes, values);
+        }
+        bytes.push(b'N');
+        tuple(&mut bytes, new);
+        bytes
+    }
+
+    fn rows<'a>(table: &TableSchema, bytes: &'a [u8]) -> (Row<'a>, Option<Row<'a>>) {
+        let Ok(Message::Update { old, new, .. }) = parse(bytes) else { panic!("an update") };
+        Row::of_update(table, old, new)
+    }
+
+    #[test]
+    fn an_update_splits_only_when_its_key_or_partition_changed() {
+        let halves = |table: &TableSchema, old, new: &[&str]| {
+            let bytes = update(old, new);
+            let (first, second) = rows(table, &bytes);
+            (first.half(), second.map(|s| s.half()))
+        };
+        let (whole, split) = ((Half::Whole, None), (Half::Delete, Some(Half::Insert)));
+        let by_key = table(Identity::Default, None);
+        assert_eq!(halves(&by_key, None, &["=1", "=north", "n"]), whole);
+        assert_eq!(halves(&by_key, Some((b'K', &["=1", "n", "n"])), &["=2", "=north", "n"]), split);
+        // The server also sends the key when it is stored out of line and did not change.
+        assert_eq!(halves(&by_key, Some((b'K', &["=1", "n", "n"])), &["u", "=north", "n"]), whole);
+        assert_eq!(halves(&by_key, Some((b'K', &["=1", "n", "n"])), &["=1", "=north", "n"]), whole);
+        let full = table(Identity::Full, None);
+        assert_eq!(halves(&full, Some((b'O', &["=1", "=north", "n"])), &["=1", "=south", "n"]), whole);
+        let by_location = table(Identity::Full, Some(&["location"]));
+        assert_eq!(halves(&by_location, Some((b'O', &["=1", "=north", "n"])), &["=1", "=south", "n"]), split);
+        assert_eq!(halves(&by_location, Some((b'O', &["=1", "=north", "n"])), &["=1", "u", "n"]), whole);
+    }
+
+    #[test]
+    fn a_key_that_was_not_sent_again_comes_from_the_old_one() {
+        let table = table(Identity::Default, None);
+        let bytes = update(Some((b'K', &["=1", "n", "n"])), &["u", "=north", "u"]);
+        let (row, _) = rows(&table, &bytes);
+        let mut out = Vec::new();
+        change(&mut out, &TxContext::new(1, Lsn(16), 7, 0), 0, &table, &row).expect("fits");
+        let text = String::from_utf8(out).expect("UTF-8");
+        assert!(text.contains(r#""key":{"id":1},"before":null,"after":{"id":1,"location":"north"},"unchanged":["note"]"#), "{text}");
+        let sent = update(None, &["=1", "=north", "n"]);
+        assert_eq!(partition(&table, &row, 1000), partition(&table, &rows(&table, &sent).0, 1000));
+    }
+
+    #[test]
+    fn a_backfilled_row_goes_where_its_changes_go() {
+        let table = Arc::new(table(Identity::Full, Some(&["location", "id"])));
+        for (id, location) in [("1", Some("north")), ("77", Some("Zürich")), ("8", None)] {
+            let new = [format!("={id}"), location.map_or("n".to_owned(), |l| format!("={l}")), "n".to_owned()];
+            let bytes = update(None, &[&new[0], &new[1], &new[2]]);
+            let values = vec![Some(id.to_owned()), location.map(str::to_owned), None];
+            let read = ReadRow { table: Arc::clone(&table), id: String::new(), values, as_of: Position::NONE, row: 0 };
+            assert_eq!(partition(&table, &rows(&table, &bytes).0, 997), partition_of_read(&read, 997));
+        }
+    }
+
+    #[test]
+    fn a_row_of_another_shape_is_refused_before_a_byte_is_written() {
+        let table = table(Identity::Default, None);
+        let bytes = update(None, &["=1", "=north"]);
+        let mut out = b"before".to_vec();
+        let error = change(&mut out, &TxContext::new(1, Lsn(16), 7, 0), 0, &table, &rows(&table, &bytes).0).expect_err("two of three");
+        assert_eq!((error.code(), out.as_slice()), ("capture.malformed_message", b"before".as_slice()));
+    }
+
+    #[test]
+    fn the_widest_context_fits() {
+        let tx = TxContext::new(u32::MAX, Lsn(u64::MAX), u32::MAX, i64::MIN);
+        let mut out = Vec::new();
+        end(&mut out, &tx, u64::MAX, u64::MAX);
+        assert!(serde_json::from_slice::<serde_json::Value>(&out).is_ok(), "{}", out.escape_ascii());
+    }
+}

@@ -343,3 +343,89 @@ pub fn shape_of(type_oid: u32) -> Shape {
         _ => scalar(Text),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, type_oid: u32, in_identity: bool) -> ColumnSpec {
+        ColumnSpec { name: name.to_owned(), type_oid, type_modifier: -1, in_identity }
+    }
+
+    fn build(identity: Identity, partition_by: Option<&[&str]>, primary_key: &[&str]) -> Result<TableSchema, RelationError> {
+        // FULL flags every column, NOTHING none.
+        let flag = |id| match identity {
+            Identity::Full => true,
+            Identity::Nothing => false,
+            Identity::Default | Identity::Index => id,
+        };
+        let columns = [spec("id", 20, flag(true)), spec("location", 25, flag(true)), spec("qty", 23, flag(false))];
+        let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
+        let options = TableOptions { partition_by: partition_by.map(owned), primary_key: owned(primary_key) };
+        table_schema("public", "stock", identity, columns.into_iter(), &options)
+    }
+
+    fn keys(table: &TableSchema) -> Vec<&str> {
+        table.columns.iter().filter(|c| c.in_key).map(|c| c.name.as_str()).collect()
+    }
+
+    #[test]
+    fn the_key_is_the_identity_or_where_that_names_none_the_primary_key() {
+        let key = |identity, primary_key: &[&str]| {
+            let table = build(identity, None, primary_key).expect("a good table");
+            (keys(&table).join(","), table.partition_by)
+        };
+        assert_eq!(key(Identity::Default, &[]), ("id,location".to_owned(), vec![0, 1]));
+        assert_eq!(key(Identity::Index, &["qty"]), ("id,location".to_owned(), vec![0, 1]), "the index decides, not the primary key");
+        assert_eq!(key(Identity::Full, &["id"]), ("id".to_owned(), vec![0]));
+        assert_eq!(key(Identity::Full, &[]), (String::new(), vec![]), "one partition: nothing tells which rows are one");
+        assert_eq!(key(Identity::Nothing, &["id"]), ("id".to_owned(), vec![0]));
+        assert_eq!(key(Identity::Nothing, &[]), (String::new(), vec![0, 1, 2]), "only inserts come, so they may spread");
+    }
+
+    #[test]
+    fn partition_by_has_to_be_known_for_every_change() {
+        let by = |identity, names| build(identity, Some(names), &["id"]).map(|t| t.partition_by);
+        assert_eq!(by(Identity::Default, &["location"]), Ok(vec![1]));
+        assert_eq!(by(Identity::Default, &["location", "id"]), Ok(vec![1, 0]), "in the configured order");
+        assert_eq!(by(Identity::Full, &["qty"]), Ok(vec![2]), "whole old rows carry every column");
+        assert_eq!(by(Identity::Nothing, &["qty"]), Ok(vec![2]));
+        let error = by(Identity::Default, &["qty"]).expect_err("a delete does not carry it");
+        assert_eq!(error.code(), "capture.partition_by_not_in_identity");
+        let CaptureError::Definite { fix, .. } = CaptureError::from(error) else { panic!("definite") };
+        assert!(fix.contains("REPLICA IDENTITY"), "{fix}");
+        assert_eq!(by(Identity::Full, &["quantity"]).expect_err("no such column").code(), "capture.partition_by_unknown");
+    }
+
+    #[test]
+    fn names_are_escaped_once() {
+        let columns = [spec("a \"b\"", 20, true)];
+        let table = table_schema("s", "ta\nble", Identity::Default, columns.into_iter(), &TableOptions::default()).expect("a good table");
+        assert_eq!(&*table.json_names, br#","schema":"s","table":"ta\nble""#);
+        assert_eq!(&*table.columns[0].json_key, br#","a \"b\"":"#);
+        let twice = [spec("a", 20, true), spec("a", 25, false)];
+        assert!(table_schema("s", "t", Identity::Default, twice.into_iter(), &TableOptions::default()).is_err());
+    }
+
+    /// `pg_type` of PostgreSQL 15: every built-in array as `array:element`, with its delimiter where that is no comma.
+    const ARRAYS: &str = "143:142 199:114 271:5069 629:628 651:650 719:718 775:774 791:790 1000:16 1001:17 1002:18 1003:19 1005:21 \
+        1006:22 1007:23 1008:24 1009:25 1010:27 1011:28 1012:29 1013:30 1014:1042 1015:1043 1016:20 1017:600 1018:601 1019:602 \
+        1020:603; 1021:700 1022:701 1027:604 1028:26 1034:1033 1040:829 1041:869 1115:1114 1182:1082 1183:1083 1185:1184 1187:1186 \
+        1231:1700 1263:2275 1270:1266 1561:1560 1563:1562 2201:1790 2207:2202 2208:2203 2209:2204 2210:2205 2211:2206 2287:2249 \
+        2949:2970 2951:2950 3221:3220 3643:3614 3644:3642 3645:3615 3735:3734 3770:3769 3807:3802 3905:3904 3907:3906 3909:3908 \
+        3911:3910 3913:3912 3927:3926 4073:4072 4090:4089 4097:4096 4192:4191 5039:5038 6150:4451 6151:4532 6152:4533 6153:4534 \
+        6155:4535 6157:4536";
+
+    #[test]
+    fn an_array_looks_like_its_elements() {
+        for pair in ARRAYS.split_whitespace() {
+            let (pair, delimiter) = pair.strip_suffix(';').map_or((pair, b','), |p| (p, b';'));
+            let (array, element) = pair.split_once(':').expect("a pair");
+            let (array, element) = (array.parse().expect("an OID"), element.parse().expect("an OID"));
+            assert_eq!(shape_of(element).array_delimiter, None, "{element}");
+            assert_eq!(shape_of(array), Shape { class: shape_of(element).class, array_delimiter: Some(delimiter) }, "{array}");
+        }
+        // The first OID that a database gives away itself.
+        assert_eq!(shape_of(16_384), Shape { class: ValueClass::Text, array_delimiter: None });
+    }
+}
