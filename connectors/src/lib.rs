@@ -5,5 +5,6 @@
 
 pub mod http;
 pub mod registry;
+pub mod scripted;
 pub mod sink;
 pub mod sql;

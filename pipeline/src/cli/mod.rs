@@ -1,7 +1,10 @@
 //! The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
+mod dead_letters;
 mod explain;
 mod output;
+mod run;
+mod status;
 mod tap;
 mod validate;
 
@@ -68,8 +71,14 @@ fn load(path: &Path, registry: &Registry) -> Result<Pipeline, End> {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Capture changes into the journal and deliver them
+    Run(run::Arguments),
+    /// Show how a running pipeline is
+    Status(status::Arguments),
     /// Show the events of the journal as they are stored
     Tap(tap::Arguments),
+    #[command(subcommand)]
+    DeadLetters(dead_letters::Command),
     /// Check configuration files: syntax, keys, references, and the live catalogue
     Validate(validate::Arguments),
     /// Tell what an error code means, what it does and how to mend it
@@ -120,16 +129,22 @@ impl Command {
     /// How failures are printed.
     fn format(&self) -> Format {
         match self {
+            Command::Run(arguments) => arguments.format,
+            Command::Status(arguments) => arguments.format,
             Command::Validate(arguments) => arguments.format,
             Command::Tap(arguments) => arguments.failure_format(),
+            Command::DeadLetters(command) => command.format(),
             Command::Explain(_) | Command::Demo(_) => Format::Human,
         }
     }
 }
 
-async fn dispatch(command: Command, _settings: settings::Settings, registry: Registry) -> Result<(), End> {
+async fn dispatch(command: Command, settings: settings::Settings, registry: Registry) -> Result<(), End> {
     match command {
+        Command::Run(arguments) => run::run(arguments, &settings, &registry).await,
+        Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
+        Command::DeadLetters(command) => dead_letters::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Demo(command) => crate::demo::run(command).await.map_err(|error| {

@@ -1,4 +1,333 @@
 //! Delivery: reads the journal from a checkpoint and brings each event to each connector's target, once and in order
 //! per row.
+//!
+//! ```text
+//!  run ─┬─ Follower of the control log (leases, checkpoints, dead letters, requests)
+//!       ├─ connector A ─┬─ partition 0 ─┬─ lane 0 ─ sink
+//!       │               │               └─ lane 1 ─ sink
+//!       │               └─ partition 1 …
+//!       └─ connector B …
+//! ```
+//!
+//! Connectors do not know each other: one that fails keeps its checkpoint and tries again, the others go on. What a
+//! target refuses for good becomes a dead letter in the control journal before it counts as settled. Nothing else is
+//! ever skipped: a gap, a damaged entry or an unreadable event stops the connector with a coded error.
+//!
+//! A dead letter is delivered again by the process that delivers its connector: `dead-letters redrive` only stores the
+//! request, and whoever holds the lease of that partition picks it up, so there is one writer to each target at any
+//! time. With no process running the request waits for the next `run` (or `run --until-caught-up`).
+//!
+//! This module never reads the source database and never writes a data log.
 
+pub mod dead_letter;
+mod events;
 pub mod filter;
+mod lane;
+pub mod mark;
+mod partition;
+mod queue;
+pub mod settlement;
+pub mod stats;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tillstream_connectors::sink::{Class, SinkError};
+use tillstream_schemas::envelope::EventError;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use stats::{ConnectorState, ConnectorStats, LastError, PartitionProgress, Stats};
+
+use crate::config;
+use crate::control::{ControlError, Follower};
+use crate::journal::{Journal, JournalError, Log, Offset};
+use crate::retry::Delays;
+use events::Shared;
+use filter::FilterError;
+use lane::Pause;
+use mark::MarkError;
+
+/// How often a connector that someone has to mend tries again: often enough that a mended password heals it, seldom
+/// enough that no target locks the account.
+const TRY_AGAIN: Duration = Duration::from_secs(60);
+
+/// What delivery needs.
+pub struct Parts {
+    /// Where events come from, and where progress is kept.
+    pub journal: Arc<dyn Journal>,
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Name of the source.
+    pub source: String,
+    /// Host and process, for people who look at leases.
+    pub owner: String,
+    /// What is delivered where.
+    pub connectors: Vec<config::Connector>,
+    /// Ends delivery: calls in the air may finish for five seconds, then the last checkpoints are saved.
+    pub stop: CancellationToken,
+    /// How long to run.
+    pub mode: Mode,
+    /// Kept up to date; made by [`Stats::new`] with the connectors' names in the same order.
+    pub stats: Arc<Stats>,
+}
+
+/// How long to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Until stopped.
+    Continuous,
+    /// Until everything that stood in the journal at the start is settled. The first definite error ends it.
+    UntilCaughtUp,
+}
+
+/// What stops a connector, or delivery as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum DeliveryError {
+    /// The journal failed.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The control journal failed, or another process took over.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The data log contradicts the protocol.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// An entry of ours holds no event.
+    #[error("event at offset {}: {error}", offset.0)]
+    Event {
+        /// Where.
+        offset: Offset,
+        /// What is wrong.
+        error: EventError,
+    },
+    /// The target.
+    #[error(transparent)]
+    Sink(SinkError),
+    /// The target holds a mark of another form.
+    #[error(transparent)]
+    Mark(#[from] MarkError),
+    /// The data log ends before the checkpoint: it was deleted and made anew, or lost its end.
+    #[error("partition {partition} ends at offset {}, below the checkpoint at {}: the log was replaced or lost its end", end.0, checkpoint.0)]
+    Regressed {
+        /// The partition.
+        partition: u16,
+        /// Where reading should go on.
+        checkpoint: Offset,
+        /// One above the newest entry.
+        end: Offset,
+    },
+    /// Nobody follows the control journal any more.
+    #[error("the control journal is no longer followed")]
+    Ended,
+    /// A task panicked: our bug. The checkpoint stands where it was.
+    #[error("a delivery task failed unexpectedly")]
+    Bug,
+}
+
+impl From<SinkError> for DeliveryError {
+    fn from(error: SinkError) -> Self {
+        DeliveryError::Sink(error)
+    }
+}
+
+impl DeliveryError {
+    /// Whether trying again can help.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            DeliveryError::Journal(e) => e.is_transient(),
+            DeliveryError::Control(e) => e.is_transient(),
+            DeliveryError::Sink(e) => e.class == Class::Transient,
+            DeliveryError::Ended => true,
+            DeliveryError::Filter(_)
+            | DeliveryError::Event { .. }
+            | DeliveryError::Mark(_)
+            | DeliveryError::Regressed { .. }
+            | DeliveryError::Bug => false,
+        }
+    }
+
+    /// Stable code.
+    #[must_use]
+    pub fn code(&self) -> String {
+        match self {
+            DeliveryError::Journal(e) => e.code().into(),
+            DeliveryError::Control(e) => e.code().into(),
+            DeliveryError::Filter(e) => e.code().into(),
+            DeliveryError::Event { .. } => "delivery.malformed_event".into(),
+            DeliveryError::Sink(e) => e.code.clone(),
+            DeliveryError::Mark(_) => "delivery.unknown_mark".into(),
+            DeliveryError::Regressed { .. } => "delivery.journal_regressed".into(),
+            DeliveryError::Ended => "delivery.control_ended".into(),
+            DeliveryError::Bug => "delivery.bug".into(),
+        }
+    }
+}
+
+/// Delivers until stopped or caught up.
+///
+/// # Errors
+/// Only in [`Mode::UntilCaughtUp`]: the first definite error. Otherwise every error is kept in [`Stats`], and what
+/// failed is tried again.
+pub async fn run(parts: Parts) -> Result<(), DeliveryError> {
+    let Parts { journal, pipeline, source, owner, connectors, stop, mode, stats } = parts;
+    let mut ends = Vec::new();
+    let mut shared = Vec::new();
+    for partition in 0..journal.partitions() {
+        shared.push(Arc::new(Shared::default()));
+        if mode == Mode::UntilCaughtUp {
+            ends.push(patiently(&stop, || journal.bounds(Log::Data(partition))).await?.map(|b| b.map(|b| b.last)));
+        }
+    }
+    if stop.is_cancelled() {
+        return Ok(());
+    }
+    let ends = (mode == Mode::UntilCaughtUp).then(|| ends.into_iter().map(Option::flatten).collect::<Vec<_>>());
+    let mut tasks = JoinSet::new();
+    for (n, connector) in connectors.into_iter().enumerate() {
+        let stats = match stats.connectors().get(n) {
+            Some(stats) if stats.name() == connector.name => stats.clone(),
+            _ => unreachable!("stats are made with the connectors' names"),
+        };
+        let supervisor = Supervisor {
+            journal: journal.clone(),
+            pipeline: pipeline.clone(),
+            source: source.clone(),
+            owner: owner.clone(),
+            connector: Arc::new(connector),
+            shared: shared.clone(),
+            stats,
+            stop: stop.clone(),
+            ends: ends.clone(),
+        };
+        tasks.spawn(supervisor.run());
+    }
+    let mut result = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let ended = ended.unwrap_or(Err(DeliveryError::Bug));
+        if result.is_ok() {
+            result = ended;
+        }
+    }
+    result
+}
+
+/// Repeats a call of the journal while it is away; `None` when stopped meanwhile.
+async fn patiently<T, F: Future<Output = Result<T, JournalError>>>(
+    stop: &CancellationToken,
+    mut call: impl FnMut() -> F,
+) -> Result<Option<T>, DeliveryError> {
+    let mut delays = Delays::new(Duration::from_millis(200), Duration::from_secs(10));
+    loop {
+        match call().await {
+            Ok(done) => return Ok(Some(done)),
+            Err(error) if error.is_transient() => tracing::warn!(%error, "journal not ready"),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = stop.cancelled() => return Ok(None),
+            () = tokio::time::sleep(delays.next_delay()) => {}
+        }
+    }
+}
+
+/// Keeps one connector going.
+struct Supervisor {
+    journal: Arc<dyn Journal>,
+    pipeline: String,
+    source: String,
+    owner: String,
+    connector: Arc<config::Connector>,
+    shared: Vec<Arc<Shared>>,
+    stats: Arc<ConnectorStats>,
+    stop: CancellationToken,
+    /// Of [`Mode::UntilCaughtUp`]: the last offset of each partition.
+    ends: Option<Vec<Option<Offset>>>,
+}
+
+impl Supervisor {
+    async fn run(self) -> Result<(), DeliveryError> {
+        let mut delays = Delays::new(Duration::from_millis(500), Duration::from_secs(30));
+        loop {
+            self.stats.set_state(ConnectorState::Starting);
+            let error = match self.session().await {
+                Ok(()) => {
+                    self.stats.set_state(ConnectorState::Stopped);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            let code = error.code();
+            self.stats.set_error(&code, &error.to_string());
+            let delay = if error.is_transient() {
+                self.stats.set_state(ConnectorState::Retrying);
+                delays.next_delay()
+            } else {
+                self.stats.set_state(ConnectorState::Failed);
+                if self.ends.is_some() {
+                    return Err(error);
+                }
+                TRY_AGAIN
+            };
+            tracing::error!(connector = self.connector.name, code, %error, retry_in = ?delay, "connector stopped, keeps its checkpoint");
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => {
+                    self.stats.set_state(ConnectorState::Stopped);
+                    return Ok(());
+                }
+                () = tokio::time::sleep(delay) => {}
+            }
+        }
+    }
+
+    /// All partitions of the connector, until they end or the first one fails.
+    async fn session(&self) -> Result<(), DeliveryError> {
+        let started = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Ok(()),
+            started = Follower::start(self.journal.clone()) => started?,
+        };
+        let (follower, following) = started;
+        let stop = self.stop.child_token();
+        let mut partitions = JoinSet::new();
+        let pause = Pause::new();
+        for (partition, shared) in (0u16..).zip(&self.shared) {
+            partitions.spawn(partition::run(partition::Context {
+                journal: self.journal.clone(),
+                pipeline: self.pipeline.clone(),
+                source: self.source.clone(),
+                owner: self.owner.clone(),
+                connector: self.connector.clone(),
+                partition,
+                follower: follower.clone(),
+                shared: shared.clone(),
+                stats: self.stats.clone(),
+                pause: pause.clone(),
+                stop: stop.clone(),
+                until: self.ends.as_ref().map(|ends| ends.get(usize::from(partition)).copied().flatten()),
+            }));
+        }
+        drop(follower);
+        tokio::pin!(following);
+        let mut result = Ok(());
+        let mut followed = false;
+        loop {
+            let ended = tokio::select! {
+                ended = partitions.join_next() => match ended {
+                    Some(ended) => ended.unwrap_or(Err(DeliveryError::Bug)),
+                    None => return result,
+                },
+                ended = &mut following, if !followed => {
+                    followed = true;
+                    ended.map_err(DeliveryError::from)
+                }
+            };
+            if ended.is_err() && result.is_ok() {
+                result = ended;
+                stop.cancel();
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 //!
 //! Nothing here is used by the pipeline itself. The tests and `docker/demo.sh` run these commands against private servers.
 
+pub mod progress;
 pub mod target;
 pub mod traffic;
 pub mod verify;
@@ -13,6 +14,10 @@ pub enum DemoCommand {
     Traffic(traffic::Arguments),
     /// A pretend engagement API: honours idempotency keys, answers 429 and 500 now and then.
     Target(target::Arguments),
+    /// Tell the pretend engagement API to accept the planted guest.
+    Accept(target::AcceptArguments),
+    /// One line of progress every few seconds, from the status of both processes.
+    Progress(progress::Arguments),
     /// Compare the point of sale's history, the journal and the targets; prints one JSON line.
     Verify(verify::Arguments),
 }
@@ -47,6 +52,8 @@ pub async fn run(command: DemoCommand) -> Result<(), DemoError> {
     match command {
         DemoCommand::Traffic(arguments) => traffic::run(arguments).await,
         DemoCommand::Target(arguments) => target::run(arguments).await,
+        DemoCommand::Accept(arguments) => target::send_accept(arguments).await,
+        DemoCommand::Progress(arguments) => progress::run(arguments).await,
         DemoCommand::Verify(arguments) => verify::run(arguments).await,
     }
 }

@@ -43,6 +43,25 @@ pub struct Arguments {
     pub calm: bool,
 }
 
+/// Which API is told.
+#[derive(Debug, Clone, clap::Args)]
+pub struct AcceptArguments {
+    /// The pretend API, as http://127.0.0.1:8080.
+    #[arg(long)]
+    pub target: String,
+}
+
+/// Tells a running pretend API to accept the planted guest from now on.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn send_accept(arguments: AcceptArguments) -> Result<(), DemoError> {
+    let url = format!("{}/accept", arguments.target.trim_end_matches('/'));
+    let client = reqwest::Client::builder().no_proxy().build().map_err(|error| DemoError::internal("build the HTTP client", error))?;
+    let answer = client.post(url).send().await.and_then(reqwest::Response::error_for_status);
+    answer.map(drop).map_err(|error| DemoError::unavailable("tell the engagement API", error))
+}
+
 /// At least so long between two 429: each of them stops a well-behaved client for a second or more.
 const BETWEEN_429: Duration = Duration::from_secs(4);
 /// One request in so many is answered 500; of these every second one after it was applied.

@@ -5,6 +5,7 @@ use std::fmt;
 use super::codes;
 use crate::capture::CaptureError;
 use crate::control::ControlError;
+use crate::delivery::DeliveryError;
 use crate::journal::JournalError;
 
 /// What kind of failure it is; decides the exit code.
@@ -132,5 +133,43 @@ impl From<CaptureError> for Failure {
             CaptureError::Definite { code, what, why, fix } => Failure { why: Some(why), fix: Some(fix), ..Failure::new(code, what) },
             other => Failure::new(other.code(), other.to_string()),
         }
+    }
+}
+
+impl From<DeliveryError> for Failure {
+    fn from(error: DeliveryError) -> Failure {
+        let mut failure = Failure::new(&error.code(), error.to_string());
+        if codes::find(&failure.code).is_none() {
+            // A sink's own code: a partner's, so it has no entry of ours.
+            failure.class = if error.is_transient() { Class::Unavailable } else { Class::Config };
+        }
+        failure
+    }
+}
+
+/// A failure of a start-up step, with whether trying again can help.
+#[derive(Debug)]
+pub struct Retryable {
+    /// Whether it can.
+    pub transient: bool,
+    /// What happened.
+    pub failure: Failure,
+}
+
+impl From<JournalError> for Retryable {
+    fn from(error: JournalError) -> Retryable {
+        Retryable { transient: error.is_transient(), failure: error.into() }
+    }
+}
+
+impl From<ControlError> for Retryable {
+    fn from(error: ControlError) -> Retryable {
+        Retryable { transient: error.is_transient(), failure: error.into() }
+    }
+}
+
+impl From<Retryable> for Failure {
+    fn from(retryable: Retryable) -> Failure {
+        retryable.failure
     }
 }

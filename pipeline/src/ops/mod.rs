@@ -1,4 +1,10 @@
 //! Operations: what observes the loops, sends them commands, and says how things stand.
 
+pub mod admin;
 pub mod codes;
 pub mod failure;
+pub mod health;
+pub mod metrics;
+pub mod observer;
+pub mod process;
+pub mod status;

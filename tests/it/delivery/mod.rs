@@ -1,1 +1,4 @@
-//! Delivery against real sinks.
+//! Delivery against scripted and real sinks.
+
+mod pos;
+mod runtime;

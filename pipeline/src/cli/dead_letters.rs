@@ -1,0 +1,205 @@
+//! `dead-letters`: what targets refused, why, and the request to try again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use tillstream_connectors::registry::Registry;
+
+use super::ConfigFile;
+use super::output::{self, End, Format};
+use crate::control::{self, State, Writer};
+use crate::delivery::dead_letter::{self, Wanted};
+use crate::journal::{self, Journal};
+use crate::ops::failure::Failure;
+
+/// A command answers or says why not; a broker that does not answer for this long is away.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// Shows and redrives what targets refused for good
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List open dead letters by connector and code
+    #[command(after_help = "Example:\n  tillstream dead-letters list --connector engagement")]
+    List(List),
+    /// Show open dead letters one by one, values masked
+    #[command(after_help = "Example:\n  tillstream dead-letters show --connector engagement --id e1-0/16B3748-17")]
+    Show(Show),
+    /// Ask for open dead letters to be delivered again, under the key and version they had
+    #[command(
+        after_help = "Examples:\n  tillstream dead-letters redrive --connector engagement --code http.status_422 --dry-run\n  tillstream dead-letters redrive --connector engagement --id e1-0/16B3748-17\n\nThe process that delivers the connector sends them, or the next one that runs."
+    )]
+    Redrive(Redrive),
+}
+
+/// Which dead letters are meant.
+#[derive(Debug, Args)]
+struct Choice {
+    /// Of this connector
+    #[arg(long, value_name = "NAME")]
+    connector: Option<String>,
+    /// Refused with this code
+    #[arg(long, value_name = "CODE")]
+    code: Option<String>,
+    /// Of this event; may be repeated
+    #[arg(long = "id", value_name = "EVENT_ID")]
+    ids: Vec<String>,
+}
+
+impl Choice {
+    fn wanted(&self) -> Wanted {
+        Wanted { connector: self.connector.clone(), code: self.code.clone(), event_ids: self.ids.clone() }
+    }
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Args)]
+pub(super) struct List {
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    choice: Choice,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Arguments of `show`.
+#[derive(Debug, Args)]
+pub(super) struct Show {
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    choice: Choice,
+    /// Show the rows' values
+    #[arg(long)]
+    unmask: bool,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    limit: usize,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Arguments of `redrive`.
+#[derive(Debug, Args)]
+pub(super) struct Redrive {
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    choice: Choice,
+    /// All open dead letters, where nothing narrows the choice
+    #[arg(long)]
+    all: bool,
+    /// Only say how many are meant
+    #[arg(long)]
+    dry_run: bool,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+impl Command {
+    pub(super) fn format(&self) -> Format {
+        match self {
+            Command::List(list) => list.format,
+            Command::Show(show) => show.format,
+            Command::Redrive(redrive) => redrive.format,
+        }
+    }
+}
+
+pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End> {
+    match command {
+        Command::List(list) => {
+            let state = read(&list.config, registry).await?.2;
+            print_list(&state, &list.choice.wanted(), list.format)
+        }
+        Command::Show(show) => {
+            let state = read(&show.config, registry).await?.2;
+            print_letters(&state, &show)
+        }
+        Command::Redrive(redrive) => request(redrive, registry).await,
+    }
+}
+
+/// Replays the control journal.
+async fn read(config: &ConfigFile, registry: &Registry) -> Result<(crate::config::Pipeline, Arc<dyn Journal>, State), End> {
+    let pipeline = config.load(registry)?;
+    let journal = journal::open(&pipeline.journal, "tillstream dead-letters")?;
+    let state = in_time(control::replay(journal.as_ref())).await??;
+    Ok((pipeline, journal, state))
+}
+
+async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let late = || Failure::new("journal.unavailable", format!("the journal did not answer within {} s", ANSWER_WITHIN.as_secs()));
+    tokio::time::timeout(ANSWER_WITHIN, work).await.map_err(|_| late())
+}
+
+fn print_list(state: &State, wanted: &Wanted, format: Format) -> Result<(), End> {
+    let groups = dead_letter::list(state, wanted);
+    if format == Format::Json {
+        return Ok(output::print(serde_json::json!(groups))?);
+    }
+    if groups.is_empty() {
+        eprintln!("no open dead letters");
+    }
+    for group in groups {
+        let asked = if group.redrive_requested > 0 { format!(", {} asked for again", group.redrive_requested) } else { String::new() };
+        let (connector, code) = (output::clean(&group.connector), output::clean(&group.code));
+        output::print(format_args!(
+            "{connector}  {code}  {}{asked}  since {}  e.g. {}: {}",
+            group.count,
+            moment(group.first_at_ms),
+            output::clean(&group.example),
+            output::clean(&group.message)
+        ))?;
+    }
+    Ok(())
+}
+
+fn print_letters(state: &State, show: &Show) -> Result<(), End> {
+    let letters = dead_letter::select(state, &show.choice.wanted());
+    for letter in letters.iter().take(show.limit) {
+        let document = dead_letter::show(letter, show.unmask);
+        match show.format {
+            Format::Json => output::print(&document)?,
+            Format::Human => output::print(output::clean_lines(&format!("{document:#}")))?,
+        }
+    }
+    match letters.len() {
+        0 => eprintln!("no open dead letter is meant"),
+        n if n > show.limit => eprintln!("{} of {n}; raise --limit for more", show.limit),
+        _ => {}
+    }
+    Ok(())
+}
+
+async fn request(redrive: Redrive, registry: &Registry) -> Result<(), End> {
+    let wanted = redrive.choice.wanted();
+    if wanted == Wanted::default() && !redrive.all {
+        return Err(Failure::new("usage.arguments", "name a connector, a code or events, or say --all").into());
+    }
+    let (pipeline, journal, state) = read(&redrive.config, registry).await?;
+    let meant = dead_letter::select(&state, &wanted).len();
+    if meant > 0 && !redrive.dry_run {
+        let who =
+            format!("{} pid {}: dead-letters redrive", std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()), std::process::id());
+        let asked = async {
+            let mut writer = Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &who).await?;
+            dead_letter::redrive(&mut writer, &state, &wanted, &who).await
+        };
+        in_time(asked).await??;
+    }
+    match redrive.format {
+        Format::Json => output::print(serde_json::json!({"requested": if redrive.dry_run { 0 } else { meant }, "meant": meant}))?,
+        Format::Human if redrive.dry_run => output::print(format_args!("{meant} dead letters are meant; nothing was asked for"))?,
+        Format::Human => output::print(format_args!("asked for {meant} dead letters to be delivered again"))?,
+    }
+    Ok(())
+}
+
+fn moment(ms: i64) -> String {
+    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| "-".to_owned(), |t| t.to_string())
+}

@@ -1,0 +1,74 @@
+//! `status`: asks a running process how things stand.
+
+use std::time::Duration;
+
+use clap::Args;
+use tillstream_connectors::registry::Registry;
+
+use super::ConfigFile;
+use super::output::{self, End, Format};
+use crate::config::settings::Settings;
+use crate::ops::failure::{Class, Failure};
+use crate::ops::status;
+
+/// A status is numbers at hand; what takes longer than this does not answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// Longest answer that is read; a status has a few kilobytes.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// Shows how a running pipeline is
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tillstream status\n  tillstream status --url http://127.0.0.1:7411 --format json | jq .source.state\n\nEnds with 1 when the pipeline is not ready, with 69 when no process answers."
+)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Address of the admin endpoint instead of the file's
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
+}
+
+pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Registry) -> Result<(), End> {
+    let base = match (arguments.url, settings.admin.listen) {
+        (Some(url), _) => url,
+        (None, Some(listen)) => format!("http://{listen}"),
+        (None, None) => format!("http://{}", arguments.config.load(registry)?.admin.listen),
+    };
+    let document = fetch(&format!("{}/api/status", base.trim_end_matches('/'))).await?;
+    match arguments.format {
+        Format::Json => output::print(&document)?,
+        Format::Human => output::print(output::clean_lines(&status::screen(&document)).trim_end())?,
+    }
+    if document["ready"].as_bool() == Some(true) { Ok(()) } else { Err(End::Code(Class::Check.exit_code())) }
+}
+
+async fn fetch(url: &str) -> Result<serde_json::Value, Failure> {
+    let unreachable = |error: String| Failure::new("admin.unreachable", format!("{url}: {error}"));
+    // A proxy has no business between a command and its own machine.
+    let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().map_err(|e| unreachable(e.to_string()))?;
+    let mut answer = client.get(url).send().await.map_err(|e| unreachable(reason(&e)))?;
+    if !answer.status().is_success() {
+        return Err(unreachable(format!("answers {}", answer.status())));
+    }
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(|e| unreachable(reason(&e)))? {
+        if body.len() + piece.len() > ANSWER_BYTES_MAX {
+            return Err(unreachable("answers more than a status".to_owned()));
+        }
+        body.extend_from_slice(&piece);
+    }
+    serde_json::from_slice(&body).map_err(|_| unreachable("answers something else than a status".to_owned()))
+}
+
+/// The innermost reason, which says most (`connection refused`).
+fn reason(error: &reqwest::Error) -> String {
+    let mut innermost: &dyn std::error::Error = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}

@@ -1,0 +1,173 @@
+//! Dead letters as an operator sees them: grouped, shown with their values masked, and asked for again.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::control::{ControlError, DeadLetter, Letter, Record, RedriveRequested, State, Writer, now_ms};
+
+/// Dead letters of one connector with one code.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Group {
+    /// The connector.
+    pub connector: String,
+    /// The code of the refusal.
+    pub code: String,
+    /// How many.
+    pub count: usize,
+    /// How many of them wait for a redrive that was asked for.
+    pub redrive_requested: usize,
+    /// First attempt of the oldest, milliseconds since the Unix epoch.
+    pub first_at_ms: i64,
+    /// Last attempt of the newest.
+    pub last_at_ms: i64,
+    /// Id of one of them, to look at.
+    pub example: String,
+    /// What the target said of that one, without values.
+    pub message: String,
+}
+
+/// Which dead letters are meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Of this connector only.
+    pub connector: Option<String>,
+    /// Refused with this code only.
+    pub code: Option<String>,
+    /// Only these events; empty means all.
+    pub event_ids: Vec<String>,
+}
+
+impl Wanted {
+    fn has(&self, letter: &DeadLetter) -> bool {
+        self.connector.as_ref().is_none_or(|c| *c == letter.connector)
+            && self.code.as_ref().is_none_or(|c| *c == letter.code)
+            && (self.event_ids.is_empty() || self.event_ids.contains(&letter.event_id))
+    }
+}
+
+/// The open dead letters that are meant, oldest first.
+#[must_use]
+pub fn select<'a>(state: &'a State, wanted: &Wanted) -> Vec<&'a Letter> {
+    let mut letters: Vec<&Letter> = state.dead_letters().filter(|l| wanted.has(&l.letter)).collect();
+    letters.sort_by_key(|l| (l.letter.first_at_ms, l.letter.version));
+    letters
+}
+
+/// Groups by connector and code.
+#[must_use]
+pub fn list(state: &State, wanted: &Wanted) -> Vec<Group> {
+    let mut groups: BTreeMap<(String, String), Group> = BTreeMap::new();
+    for Letter { letter, redrive_requested } in select(state, wanted) {
+        let key = (letter.connector.clone(), letter.code.clone());
+        let group = groups.entry(key).or_insert_with(|| Group {
+            connector: letter.connector.clone(),
+            code: letter.code.clone(),
+            count: 0,
+            redrive_requested: 0,
+            first_at_ms: letter.first_at_ms,
+            last_at_ms: letter.last_at_ms,
+            example: letter.event_id.clone(),
+            message: letter.message.clone(),
+        });
+        group.count += 1;
+        group.redrive_requested += usize::from(*redrive_requested);
+        group.first_at_ms = group.first_at_ms.min(letter.first_at_ms);
+        group.last_at_ms = group.last_at_ms.max(letter.last_at_ms);
+    }
+    groups.into_values().collect()
+}
+
+/// One dead letter in full. Values of rows are replaced by their type and length unless `unmask` is set: whoever
+/// looks for the reason of a refusal seldom needs a guest's name.
+#[must_use]
+pub fn show(letter: &Letter, unmask: bool) -> Value {
+    let DeadLetter { connector, partition, offset, event_id, event, code, message, attempts, .. } = &*letter.letter;
+    let body = match event.bytes().map(|b| serde_json::from_slice::<Value>(&b)) {
+        Some(Ok(body)) if unmask => body,
+        Some(Ok(body)) => mask(body),
+        Some(Err(_)) => Value::String("not JSON".into()),
+        None => Value::String("not stored: above the size limit".into()),
+    };
+    serde_json::json!({
+        "connector": connector,
+        "partition": partition,
+        "offset": offset.0,
+        "event_id": event_id,
+        "code": code,
+        "message": message,
+        "attempts": attempts,
+        "first_at_ms": letter.letter.first_at_ms,
+        "last_at_ms": letter.letter.last_at_ms,
+        "idempotency_key": letter.letter.idempotency_key,
+        "version": letter.letter.version.to_string(),
+        "redrive_requested": letter.redrive_requested,
+        "event": body,
+    })
+}
+
+/// Masks the rows of an event; everything else tells where it came from and stays.
+fn mask(event: Value) -> Value {
+    let Value::Object(fields) = event else { return masked(&event) };
+    let fields = fields.into_iter().map(|(name, value)| match name.as_str() {
+        "key" | "before" | "after" => (name, row(value)),
+        "content" => (name, masked(&value)),
+        _ => (name, value),
+    });
+    Value::Object(fields.collect())
+}
+
+fn row(value: Value) -> Value {
+    match value {
+        Value::Object(columns) => Value::Object(columns.into_iter().map(|(name, value)| (name, masked(&value))).collect::<Map<_, _>>()),
+        Value::Null => Value::Null,
+        other => masked(&other),
+    }
+}
+
+fn masked(value: &Value) -> Value {
+    Value::String(match value {
+        Value::Null => return Value::Null,
+        Value::Bool(_) => "boolean".into(),
+        Value::Number(_) => "number".into(),
+        Value::String(s) => format!("string of {} characters", s.chars().count()),
+        Value::Array(a) => format!("array of {} elements", a.len()),
+        Value::Object(o) => format!("object of {} fields", o.len()),
+    })
+}
+
+/// Asks for a redrive of every dead letter that is meant and answers how many there are. The process that delivers
+/// the connector (or the next one that does) sends them again, under the key and version they had.
+///
+/// # Errors
+/// Those of the control journal.
+pub async fn redrive(writer: &mut Writer, state: &State, wanted: &Wanted, by: &str) -> Result<usize, ControlError> {
+    let mut by_connector: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for letter in select(state, wanted) {
+        by_connector.entry(&letter.letter.connector).or_default().push(letter.letter.event_id.clone());
+    }
+    let mut count = 0;
+    for (connector, event_ids) in by_connector {
+        count += event_ids.len();
+        // Named one by one: what is refused after the operator looked is not meant.
+        let request = RedriveRequested { connector: connector.to_owned(), event_ids, code: None, by: by.to_owned(), at_ms: now_ms() };
+        writer.store_proven(&Record::RedriveRequested(request)).await?;
+    }
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_masked_and_the_envelope_is_not() {
+        let event = serde_json::json!({
+            "id": "e1-0/1-0", "op": "update", "schema": "public", "table": "customer",
+            "key": {"id": 7}, "before": null, "after": {"id": 7, "name": "Ada", "consent": {"mail": true}, "tags": ["a"], "phone": null},
+        });
+        let shown = mask(event).to_string();
+        assert!(shown.contains("\"name\":\"string of 3 characters\"") && shown.contains("\"table\":\"customer\""));
+        assert!(!shown.contains("Ada") && !shown.contains("mail") && !shown.contains('7'));
+    }
+}

@@ -1,0 +1,805 @@
+//! One partition of one connector: reads the journal behind its checkpoint, hands events to lanes, books what became
+//! of them, and saves how far everything is settled.
+//!
+//! ```text
+//!  journal ─▶ Filter ─▶ Selection ─▶ Settlement.admit ─▶ lane 0 … lane n ─▶ sink
+//!                                          ▲                │
+//!               control ◀─ checkpoint ─────┴── settle ◀─────┴── outcomes (dead letters stored first)
+//! ```
+//!
+//! One task owns all of this state. It never waits for a lane: each lane's channel has room for everything that may be
+//! under way, and reading stops at that bound.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tillstream_connectors::sink::{Idempotency, LaneId, OnDelete, Sink, SinkError};
+use tillstream_schemas::entry::EntryError;
+use tillstream_schemas::{Kind, Op};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use super::DeliveryError;
+use super::events::{Prepared, Selection, Shared, is_versioned};
+use super::filter::{Filter, FilterError, Skip, Verdict};
+use super::lane::{FINISH_WITHIN, Floor, Lane, Marking, Order, Pause, Report};
+use super::mark::LaneMark;
+use super::queue::{Limits, Origin, Queue, Rejected, Work};
+use super::settlement::{Point, Settlement};
+use super::stats::{ConnectorState, ConnectorStats, PartitionProgress};
+use crate::config;
+use crate::control::{self, Body, Checkpoint, ControlError, DeadLetter, DeadLetterSettled, Follower, Record, Settled};
+use crate::journal::{Chunk, From, Journal, Log, Offset, PublishId, Reader};
+use crate::retry::Delays;
+
+/// Events under way in one partition: enough for every lane to fill its next batch while one is in the air.
+const UNDER_WAY_MAX: usize = 10_000;
+/// Bytes of their bodies.
+const UNDER_WAY_BYTES_MAX: usize = 32 << 20;
+/// Settled events remembered behind an unsettled one; an event that waits for hours stops its partition here.
+const KEPT_MAX: usize = 200_000;
+/// Redriven dead letters under way.
+const REDRIVES_MAX: usize = 100;
+/// Entries handled before the task looks for outcomes again.
+const STEP: usize = 256;
+/// How often progress is shown.
+const TICK: Duration = Duration::from_millis(250);
+/// How often a checkpoint is saved: a crash repeats about this much, and the targets absorb it.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How often an idle transactional sink stores how far reading went, so that a restart does not read it again.
+const MARK_EVERY: Duration = Duration::from_secs(30);
+/// Ranges in a checkpoint's ledger.
+const LEDGER_MAX: usize = 500;
+/// A last checkpoint at a stop is given this long.
+const LAST_SAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a partition's task needs.
+pub(super) struct Context {
+    pub(super) journal: Arc<dyn Journal>,
+    pub(super) pipeline: String,
+    pub(super) source: String,
+    pub(super) owner: String,
+    pub(super) connector: Arc<config::Connector>,
+    pub(super) partition: u16,
+    pub(super) follower: Follower,
+    pub(super) shared: Arc<Shared>,
+    pub(super) stats: Arc<ConnectorStats>,
+    pub(super) pause: Pause,
+    pub(super) stop: CancellationToken,
+    /// Deliver what stood in the journal at this moment, then end: the offset of the last entry, `None` of an empty log.
+    pub(super) until: Option<Option<Offset>>,
+}
+
+/// Where reading begins.
+enum Start {
+    /// Nobody was here before: the oldest entry still there.
+    First,
+    At(Point),
+}
+
+/// What has been settled already above the place where reading begins.
+enum Skipped {
+    Ledger(Vec<(u64, u64)>),
+    /// Each lane's own mark.
+    Own(Vec<Offset>),
+}
+
+impl Skipped {
+    fn has(&self, offset: Offset, lane: usize) -> bool {
+        match self {
+            Skipped::Ledger(ranges) => {
+                let after = ranges.partition_point(|(first, _)| *first <= offset.0);
+                after > 0 && ranges[after - 1].1 >= offset.0
+            }
+            Skipped::Own(own) => own.get(lane).is_some_and(|own| offset < *own),
+        }
+    }
+}
+
+/// A chunk that is being walked.
+struct Walk {
+    chunk: Chunk,
+    at: usize,
+    offset: u64,
+}
+
+impl Walk {
+    /// Where the next entry lies in the chunk.
+    fn next(&mut self) -> Option<Result<Range<usize>, EntryError>> {
+        let rest = self.chunk.bytes.get(self.at..)?;
+        if rest.is_empty() {
+            return None;
+        }
+        let length = rest.first_chunk::<4>().map(|n| u32::from_be_bytes(*n) as usize);
+        let Some(length) = length.filter(|n| rest.len() - 4 >= *n) else {
+            return Some(Err(EntryError::Malformed("ends early")));
+        };
+        let start = self.at + 4;
+        self.at = start + length;
+        self.offset += 1;
+        Some(Ok(start..start + length))
+    }
+}
+
+/// Runs one partition until stopped, caught up or failed.
+///
+/// # Errors
+/// Whatever keeps the connector from going on; transient or definite by its class.
+pub(super) async fn run(context: Context) -> Result<(), DeliveryError> {
+    let stop = context.stop.clone();
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Ok(()),
+        started = Partition::start(context) => match started? {
+            Some(partition) => Box::pin(partition.run()).await,
+            None => Ok(()),
+        },
+    }
+}
+
+struct Partition {
+    context: Context,
+    selection: Selection,
+    filter: Filter,
+    settlement: Settlement,
+    skipped: Skipped,
+    reader: Box<dyn Reader>,
+    walk: Option<Walk>,
+    /// A TRUNCATE that waits until everything before it is settled, and then until it is itself.
+    barrier: Option<Barrier>,
+    lanes: Vec<mpsc::Sender<Order>>,
+    reports: mpsc::Receiver<Report>,
+    tasks: JoinSet<()>,
+    lane_stop: CancellationToken,
+    floor: Floor,
+    transactional: bool,
+    marked: (Instant, Offset),
+    /// A mark was ordered and its report has not come.
+    marking: bool,
+    control: control::Writer,
+    saved: (Instant, Point, usize),
+    saving: Option<PublishId>,
+    redrives: HashMap<String, Redrive>,
+}
+
+/// A dead letter that was sent again.
+struct Redrive {
+    letter: Arc<DeadLetter>,
+    /// Its outcome is stored (or nothing can be done); it stays here until the control log shows that, or it would be
+    /// sent again at once.
+    done: bool,
+}
+
+enum Barrier {
+    Waiting(Box<Work>),
+    Sent,
+}
+
+/// What woke the task.
+enum Action {
+    Stop,
+    Report(Report),
+    Confirmed(Result<(), ControlError>),
+    Control(bool),
+    Read(Result<Chunk, crate::journal::JournalError>),
+    Step,
+    Tick,
+}
+
+impl Partition {
+    async fn start(mut context: Context) -> Result<Option<Partition>, DeliveryError> {
+        if context.until == Some(None) {
+            return Ok(None);
+        }
+        let (name, partition) = (context.connector.name.clone(), context.partition);
+        let plan = context.connector.target.plan().clone();
+        let state = context.follower.state();
+        let had_owner = state.lease(&name, partition).is_some();
+        let (control, lease) = control::Writer::take_lease(
+            context.journal.clone(),
+            &context.pipeline,
+            &context.source,
+            &state,
+            &name,
+            partition,
+            &context.owner,
+        )
+        .await?;
+        let lease = lease.lease;
+        // Once our own announcement is seen here, so is every checkpoint that counts.
+        let state =
+            context.follower.wait_for(|s| s.lease(&name, partition).is_some_and(|l| l.lease >= lease)).await.ok_or(DeliveryError::Ended)?;
+        if had_owner && plan.idempotency == Idempotency::None {
+            // The last owner may have a request in the air, and nothing at the target would stop it.
+            tokio::time::sleep(plan.call_timeout).await;
+        }
+        let mut sinks = context.build_sinks();
+        context.until_ready(sinks[0].as_mut(), |sink| Box::pin(sink.check())).await?;
+        let transactional = plan.idempotency == Idempotency::Transactional;
+        let (start, skipped) = if transactional {
+            let mut marks = Vec::new();
+            for sink in &mut sinks {
+                let mark = context.until_ready(sink.as_mut(), |sink| Box::pin(sink.resume())).await?;
+                marks.push(mark.map(|m| LaneMark::decode(&m)).transpose()?);
+            }
+            start_from_marks(&marks)
+        } else {
+            match state.checkpoint(&name, partition) {
+                Some(c) => {
+                    let point = Point { offset: c.offset, position: c.position, token: c.token };
+                    (Start::At(point), Skipped::Ledger(c.ledger.clone()))
+                }
+                None => (Start::First, Skipped::Ledger(Vec::new())),
+            }
+        };
+        let (reader, filter, from) = context.open(start).await?;
+        tracing::info!(connector = name, partition, lease, offset = from.offset.0, "delivery starts");
+        Ok(Some(Partition::with(context, control, lease, sinks, reader, filter, from, skipped)))
+    }
+
+    #[allow(clippy::too_many_arguments)] // Called once, above.
+    fn with(
+        context: Context,
+        control: control::Writer,
+        lease: u32,
+        sinks: Vec<Box<dyn Sink>>,
+        reader: Box<dyn Reader>,
+        filter: Filter,
+        from: Point,
+        skipped: Skipped,
+    ) -> Partition {
+        let connector = &context.connector;
+        let plan = connector.target.plan();
+        let transactional = plan.idempotency == Idempotency::Transactional;
+        let floor = Floor::new(from);
+        let lane_stop = CancellationToken::new();
+        let limits = Limits {
+            items_max: connector.delivery.batch_items_max.clamp(1, UNDER_WAY_MAX),
+            bytes_max: connector.delivery.batch_bytes_max,
+            linger: connector.delivery.linger,
+            one_per_key: !is_versioned(plan.idempotency),
+        };
+        let (report, reports) = mpsc::channel(sinks.len() * 2);
+        let mut tasks = JoinSet::new();
+        let mut lanes = Vec::new();
+        let lanes_count = connector.delivery.lanes.get();
+        for sink in sinks {
+            // Room for everything that may be under way and a mark: sending never waits.
+            let (order, orders) = mpsc::channel(UNDER_WAY_MAX + REDRIVES_MAX + 2);
+            lanes.push(order);
+            let lane = Lane {
+                sink,
+                queue: Queue::new(limits, connector.retry, from.offset),
+                orders,
+                reports: report.clone(),
+                pause: context.pause.clone(),
+                marking: transactional.then(|| Marking { lease, lanes: lanes_count, floor: floor.clone() }),
+                stats: context.stats.clone(),
+                retry: connector.retry,
+                call_timeout: plan.call_timeout,
+                stop: lane_stop.clone(),
+                store_mark: false,
+            };
+            tasks.spawn(lane.run());
+        }
+        let now = Instant::now();
+        Partition {
+            selection: Selection::new(connector, context.partition),
+            filter,
+            settlement: Settlement::new(from),
+            skipped,
+            reader,
+            walk: None,
+            barrier: None,
+            lanes,
+            reports,
+            tasks,
+            lane_stop,
+            floor,
+            transactional,
+            marked: (now, from.offset),
+            marking: false,
+            control,
+            saved: (now, from, 0),
+            saving: None,
+            redrives: HashMap::new(),
+            context,
+        }
+    }
+
+    async fn run(mut self) -> Result<(), DeliveryError> {
+        self.context.stats.set_state(ConnectorState::Running);
+        self.redrive();
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let result = loop {
+            let action = self.select(&mut tick).await;
+            match self.apply(action).await {
+                Ok(true) => {}
+                Ok(false) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        self.finish().await;
+        result
+    }
+
+    async fn select(&mut self, tick: &mut tokio::time::Interval) -> Action {
+        let room = self.has_room();
+        let walking = self.walk.is_some();
+        tokio::select! {
+            biased;
+            () = self.context.stop.cancelled() => Action::Stop,
+            // A lane that ended by itself has reported why.
+            Some(report) = self.reports.recv() => Action::Report(report),
+            done = self.control.progress(), if self.saving.is_some() => Action::Confirmed(done),
+            _ = tick.tick() => Action::Tick,
+            state = self.context.follower.changed() => Action::Control(state.is_some()),
+            () = std::future::ready(()), if room && walking => Action::Step,
+            chunk = self.reader.next(), if room && !walking => Action::Read(chunk),
+        }
+    }
+
+    /// Whether more events may be under way.
+    fn has_room(&self) -> bool {
+        self.barrier.is_none()
+            && self.settlement.unsettled() < UNDER_WAY_MAX
+            && self.settlement.unsettled_bytes() < UNDER_WAY_BYTES_MAX
+            && self.settlement.kept() < KEPT_MAX
+            && !self.read_all()
+    }
+
+    /// Whether everything that was asked for has been read.
+    fn read_all(&self) -> bool {
+        matches!(self.context.until, Some(Some(last)) if self.settlement.reached().offset > last)
+    }
+
+    /// Changes state. `false`: the partition is over.
+    async fn apply(&mut self, action: Action) -> Result<bool, DeliveryError> {
+        match action {
+            Action::Stop => return Ok(false),
+            Action::Report(Report::Failed(error)) => return Err(DeliveryError::Sink(error)),
+            Action::Report(Report::Outcomes { delivered, absorbed, rejected, stored, marked }) => {
+                self.book(delivered, absorbed, rejected, stored, marked).await?;
+            }
+            Action::Confirmed(result) => {
+                result?;
+                if self.saving.is_some_and(|id| self.control.confirmed() >= id) {
+                    self.saving = None;
+                }
+            }
+            Action::Control(true) => self.redrive(),
+            Action::Control(false) => return Err(DeliveryError::Ended),
+            Action::Read(chunk) => {
+                let chunk = chunk?;
+                self.walk = Some(Walk { offset: chunk.first_offset.0, at: 0, chunk });
+            }
+            Action::Step => self.step()?,
+            Action::Tick => self.tick().await?,
+        }
+        self.pass_barrier();
+        Ok(!self.is_done())
+    }
+
+    /// Caught up, and nothing under way.
+    fn is_done(&mut self) -> bool {
+        if !self.read_all() || self.settlement.unsettled() > 0 || self.redrives.values().any(|r| !r.done) || self.marking {
+            return false;
+        }
+        if self.transactional && self.marked.1 < self.settlement.reached().offset {
+            self.store_mark();
+            return false;
+        }
+        true
+    }
+
+    fn step(&mut self) -> Result<(), DeliveryError> {
+        for _ in 0..STEP {
+            if !self.has_room() {
+                return Ok(());
+            }
+            let Some(walk) = &mut self.walk else { return Ok(()) };
+            let offset = Offset(walk.offset);
+            let Some(next) = walk.next() else {
+                self.walk = None;
+                return Ok(());
+            };
+            let range = next.map_err(|error| FilterError::Malformed { offset, error })?;
+            let (stored_at_ms, record) = (walk.chunk.stored_at_ms, &walk.chunk.bytes[range]);
+            let prepared = match self.filter.push(offset, record)? {
+                Verdict::Pass(passed) if matches!(passed.header.whole, Kind::Event | Kind::Read) => {
+                    let prepared = self.context.shared.prepare(offset.0, passed.header.position, passed.body, stored_at_ms);
+                    Some(prepared.map_err(|error| DeliveryError::Event { offset, error })?)
+                }
+                Verdict::Pass(_) => None,
+                Verdict::Skip(Skip::Part | Skip::Fenced | Skip::Repeat | Skip::Foreign) => None,
+            };
+            if let Some(prepared) = prepared.filter(|p| self.selection.wants(&p.event)) {
+                self.admit(offset, &prepared);
+            }
+            // Reading can resume no later than at the first part of a body that is not complete.
+            let next = self.filter.open_since().unwrap_or(Offset(offset.0 + 1));
+            self.settlement.reach(self.point(next));
+        }
+        Ok(())
+    }
+
+    fn point(&self, offset: Offset) -> Point {
+        Point { offset, position: self.filter.position(), token: self.filter.token() }
+    }
+
+    fn admit(&mut self, offset: Offset, prepared: &Prepared) {
+        let barrier = prepared.event.op() == Op::Truncate;
+        let lane = if barrier { 0 } else { self.lane(prepared.row) };
+        if self.skipped.has(offset, lane) {
+            return;
+        }
+        let sequence = self.settlement.admit(offset, prepared.bytes, prepared.committed_at_ms);
+        let item = self.selection.item(&prepared.event);
+        let work = Work::new(Origin::Journal(sequence), offset, prepared, item, Instant::now());
+        if barrier {
+            self.barrier = Some(Barrier::Waiting(Box::new(work)));
+        } else {
+            self.order(lane, Order::Work(Box::new(work)));
+        }
+    }
+
+    fn lane(&self, row: u64) -> usize {
+        usize::try_from(row % self.lanes.len() as u64).unwrap_or(0)
+    }
+
+    fn order(&self, lane: usize, order: Order) {
+        match self.lanes[lane].try_send(order) {
+            Ok(()) => {}
+            // The lane has failed and says so in a report, which ends this task.
+            Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(_)) => unreachable!("a lane has room for everything that may be under way"),
+        }
+    }
+
+    /// A truncate goes alone: everything before it is settled first, and nothing follows until it is.
+    fn pass_barrier(&mut self) {
+        match self.barrier.take() {
+            Some(Barrier::Waiting(work)) if self.settlement.unsettled() == 1 => {
+                self.order(0, Order::Work(work));
+                self.barrier = Some(Barrier::Sent);
+            }
+            Some(Barrier::Sent) if self.settlement.unsettled() == 0 => {}
+            other => self.barrier = other,
+        }
+    }
+
+    async fn book(
+        &mut self,
+        delivered: Vec<Origin>,
+        absorbed: Vec<Origin>,
+        rejected: Vec<Rejected>,
+        stored: Option<oneshot::Sender<()>>,
+        marked: bool,
+    ) -> Result<(), DeliveryError> {
+        let stats = self.context.stats.clone();
+        ConnectorStats::add(&stats.delivered, delivered.len());
+        ConnectorStats::add(&stats.absorbed, absorbed.len());
+        if marked {
+            self.marking = false;
+            self.marked.0 = Instant::now();
+        }
+        for origin in delivered.into_iter().chain(absorbed) {
+            self.settle(origin).await?;
+        }
+        self.store_letters(&rejected).await?;
+        ConnectorStats::add(&stats.rejected, rejected.len());
+        for letter in rejected {
+            match letter.origin {
+                Origin::Journal(sequence) => self.settlement.settle(sequence),
+                Origin::Redrive(letter) => self.redriven(&letter),
+            }
+        }
+        self.floor.set(self.settlement.checkpoint());
+        if let Some(stored) = stored {
+            // The lane may be gone; then it needs no answer.
+            let _ = stored.send(());
+        }
+        Ok(())
+    }
+
+    fn redriven(&mut self, letter: &DeadLetter) {
+        if let Some(redrive) = self.redrives.get_mut(&letter.event_id) {
+            redrive.done = true;
+        }
+    }
+
+    async fn settle(&mut self, origin: Origin) -> Result<(), DeliveryError> {
+        match origin {
+            Origin::Journal(sequence) => self.settlement.settle(sequence),
+            Origin::Redrive(letter) => {
+                let settled = DeadLetterSettled {
+                    connector: letter.connector.clone(),
+                    event_id: letter.event_id.clone(),
+                    how: Settled::Redriven,
+                    reason: String::new(),
+                    by: self.context.owner.clone(),
+                    at_ms: control::now_ms(),
+                };
+                self.control.store(&Record::DeadLetterSettled(settled)).await?;
+                ConnectorStats::add(&self.context.stats.redriven, 1);
+                self.redriven(&letter);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores dead letters and believes only what it reads back: a confirm is no proof for an owner that was replaced.
+    async fn store_letters(&mut self, rejected: &[Rejected]) -> Result<(), DeliveryError> {
+        let Some(last) = rejected.len().checked_sub(1) else { return Ok(()) };
+        let state = self.context.follower.state();
+        for (n, rejected) in rejected.iter().enumerate() {
+            let letter = self.letter(rejected);
+            state.room_for_letter(letter.event.stored_len())?;
+            tracing::warn!(
+                connector = letter.connector,
+                event = letter.event_id,
+                code = letter.code,
+                reason = letter.message,
+                attempts = letter.attempts,
+                "event refused, stored as a dead letter"
+            );
+            self.context.stats.set_error(&letter.code, &letter.message);
+            let record = Record::DeadLetter(letter);
+            if n == last {
+                // One writer's records are stored in order: with the last one, all are.
+                self.control.store_proven(&record).await?;
+            } else {
+                self.control.append(&record).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn letter(&self, rejected: &Rejected) -> DeadLetter {
+        let now = control::now_ms();
+        let event = &rejected.item.event;
+        let mut letter = DeadLetter {
+            connector: self.context.connector.name.clone(),
+            partition: self.context.partition,
+            offset: rejected.offset,
+            event_id: event.id().to_owned(),
+            event: Body::new(event.body()),
+            code: rejected.reason.code.clone(),
+            message: rejected.reason.message.clone(),
+            attempts: rejected.attempts,
+            first_at_ms: rejected.first_at_ms,
+            last_at_ms: now,
+            idempotency_key: rejected.item.idempotency_key.clone(),
+            version: rejected.item.version,
+        };
+        if let Origin::Redrive(before) = &rejected.origin {
+            letter.attempts = letter.attempts.saturating_add(before.attempts);
+            letter.first_at_ms = before.first_at_ms;
+        }
+        letter
+    }
+
+    /// Sends dead letters again that someone asked for, under the key and version they had.
+    fn redrive(&mut self) {
+        let state = self.context.follower.state();
+        let (name, partition) = (self.context.connector.name.as_str(), self.context.partition);
+        let shown = |r: &Redrive| state.dead_letter(name, &r.letter.event_id).is_none_or(|l| *l.letter != *r.letter);
+        self.redrives.retain(|_, redrive| !(redrive.done && shown(redrive)));
+        let asked = state.dead_letters().filter(|l| l.redrive_requested && l.letter.connector == name && l.letter.partition == partition);
+        let mut orders = Vec::new();
+        for letter in asked {
+            let letter = &letter.letter;
+            if self.redrives.len() >= REDRIVES_MAX {
+                break;
+            }
+            if self.redrives.contains_key(&letter.event_id) {
+                continue;
+            }
+            let body = letter.event.bytes();
+            let Some(Ok(prepared)) = body.as_deref().map(|b| Prepared::parse(b, letter.first_at_ms)) else {
+                tracing::error!(
+                    connector = name,
+                    event = letter.event_id,
+                    code = "delivery.redrive_impossible",
+                    "the dead letter holds no event"
+                );
+                self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), done: true });
+                continue;
+            };
+            let mut item = self.selection.item(&prepared.event);
+            item.idempotency_key.clone_from(&letter.idempotency_key);
+            item.version = letter.version;
+            let lane = self.lane(prepared.row);
+            let work = Work::new(Origin::Redrive(letter.clone()), letter.offset, &prepared, item, Instant::now());
+            self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), done: false });
+            orders.push((lane, work));
+        }
+        for (lane, work) in orders {
+            self.order(lane, Order::Work(Box::new(work)));
+        }
+    }
+
+    fn store_mark(&mut self) {
+        self.marking = true;
+        self.marked.1 = self.settlement.checkpoint().offset;
+        self.floor.set(self.settlement.checkpoint());
+        self.order(0, Order::StoreMark);
+    }
+
+    async fn tick(&mut self) -> Result<(), DeliveryError> {
+        let (checkpoint, reached) = (self.settlement.checkpoint(), self.settlement.reached());
+        self.floor.set(checkpoint);
+        self.context.stats.set_progress(
+            self.context.partition,
+            PartitionProgress {
+                read: reached.offset,
+                settled: checkpoint.offset,
+                position: checkpoint.position,
+                in_flight: self.settlement.unsettled() as u64,
+                oldest_commit_ms: self.settlement.oldest_commit_ms(),
+                filter: self.filter.counts(),
+            },
+        );
+        let now = Instant::now();
+        let idle = self.transactional && !self.marking && self.settlement.unsettled() == 0;
+        if idle && self.marked.1 < checkpoint.offset && now - self.marked.0 >= MARK_EVERY {
+            self.store_mark();
+        }
+        if self.saving.is_none() && now - self.saved.0 >= SAVE_EVERY {
+            if let Some(record) = self.checkpoint_record() {
+                self.saving = Some(self.control.append(&record).await?);
+            }
+            self.saved.0 = now;
+        }
+        Ok(())
+    }
+
+    /// The checkpoint, when it says more than the last one.
+    fn checkpoint_record(&mut self) -> Option<Record> {
+        let point = self.settlement.checkpoint();
+        let above = self.settlement.kept() - self.settlement.unsettled();
+        if (point, above) == (self.saved.1, self.saved.2) {
+            return None;
+        }
+        (self.saved.1, self.saved.2) = (point, above);
+        Some(Record::Checkpoint(Checkpoint {
+            connector: self.context.connector.name.clone(),
+            partition: self.context.partition,
+            lease: self.control.lease(),
+            offset: point.offset,
+            position: point.position,
+            token: point.token,
+            ledger: self.settlement.ledger(LEDGER_MAX),
+            at_ms: control::now_ms(),
+        }))
+    }
+
+    /// Lets calls in the air end, books them and saves the last checkpoint.
+    async fn finish(&mut self) {
+        self.lane_stop.cancel();
+        let deadline = Instant::now() + FINISH_WITHIN + Duration::from_millis(500);
+        while !self.tasks.is_empty() {
+            let report = tokio::select! {
+                biased;
+                Some(report) = self.reports.recv() => report,
+                Some(_) = self.tasks.join_next() => continue,
+                () = tokio::time::sleep_until(deadline) => break,
+            };
+            if let Report::Outcomes { delivered, absorbed, rejected, stored, marked } = report {
+                // What can not be booked is delivered once more after the restart.
+                if let Err(error) = self.book(delivered, absorbed, rejected, stored, marked).await {
+                    tracing::warn!(connector = self.context.connector.name, %error, "outcomes at the stop were not booked");
+                }
+            }
+        }
+        while let Ok(Report::Outcomes { delivered, absorbed, rejected, stored, marked }) = self.reports.try_recv() {
+            let _ = self.book(delivered, absorbed, rejected, stored, marked).await;
+        }
+        self.tasks.abort_all();
+        if let Some(record) = self.checkpoint_record() {
+            match tokio::time::timeout(LAST_SAVE_WITHIN, self.control.store(&record)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(connector = self.context.connector.name, %error, "the last checkpoint was not saved"),
+                Err(_) => tracing::warn!(connector = self.context.connector.name, "the last checkpoint was not saved in time"),
+            }
+        }
+    }
+}
+
+impl Context {
+    fn build_sinks(&self) -> Vec<Box<dyn Sink>> {
+        let on_delete: OnDelete = self.connector.on_delete;
+        let lane = |lane| LaneId { connector: self.connector.name.clone(), partition: self.partition, lane };
+        (0..self.connector.delivery.lanes.get()).map(|n| self.connector.target.build(lane(n), on_delete)).collect()
+    }
+
+    /// Repeats a call of the sink until it succeeds; definite errors end it.
+    async fn until_ready<'s, T>(
+        &self,
+        sink: &'s mut (dyn Sink + 'static),
+        call: impl for<'a> Fn(&'a mut (dyn Sink + 'static)) -> std::pin::Pin<Box<dyn Future<Output = Result<T, SinkError>> + Send + 'a>>,
+    ) -> Result<T, DeliveryError> {
+        let mut delays = Delays::new(self.connector.retry.base, self.connector.retry.max);
+        loop {
+            let error = match call(&mut *sink).await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            let error = DeliveryError::Sink(error);
+            if !error.is_transient() {
+                return Err(error);
+            }
+            self.stats.set_error(&error.code(), &error.to_string());
+            self.stats.set_state(ConnectorState::Retrying);
+            let delay = delays.next_delay();
+            tracing::warn!(connector = self.connector.name, %error, retry_in = ?delay, "target not ready");
+            tokio::time::sleep(delay).await;
+        }
+    }
+
+    /// A reader at the start, the filter that goes with it, and the point they stand at.
+    async fn open(&self, start: Start) -> Result<(Box<dyn Reader>, Filter, Point), DeliveryError> {
+        let log = Log::Data(self.partition);
+        let bounds = self.journal.bounds(log).await?;
+        match start {
+            Start::First => {
+                let first = bounds.map_or(Offset(0), |b| b.first);
+                let from = if bounds.is_some() { From::Offset(first) } else { From::First };
+                let reader = self.journal.reader(log, from).await?;
+                Ok((reader, Filter::new(), Point { offset: first, ..Point::default() }))
+            }
+            Start::At(point) => {
+                let end = bounds.map_or(0, |b| b.last.0 + 1);
+                if point.offset.0 > end {
+                    // The log ends before what we have settled: it was deleted, or lost its end.
+                    return Err(DeliveryError::Regressed { partition: self.partition, checkpoint: point.offset, end: Offset(end) });
+                }
+                let reader = self.journal.reader(log, From::Offset(point.offset)).await?;
+                Ok((reader, Filter::resume(point.token, point.position), point))
+            }
+        }
+    }
+}
+
+/// The highest floor; each lane skips what its own mark covers when the number of lanes is the same.
+fn start_from_marks(marks: &[Option<LaneMark>]) -> (Start, Skipped) {
+    let Some(highest) = marks.iter().flatten().max_by_key(|m| m.floor.offset) else {
+        return (Start::First, Skipped::Own(Vec::new()));
+    };
+    let own = marks.iter().map(|mark| match mark {
+        Some(mark) if usize::from(mark.lanes) == marks.len() => mark.own,
+        _ => Offset(0),
+    });
+    (Start::At(highest.floor), Skipped::Own(own.collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_and_own_marks_say_what_is_settled() {
+        let ledger = Skipped::Ledger(vec![(5, 7), (9, 9)]);
+        let settled: Vec<u64> = (0..12).filter(|o| ledger.has(Offset(*o), 0)).collect();
+        assert_eq!(settled, [5, 6, 7, 9]);
+        let own = Skipped::Own(vec![Offset(3), Offset(0)]);
+        assert!(own.has(Offset(2), 0) && !own.has(Offset(3), 0) && !own.has(Offset(2), 1) && !own.has(Offset(2), 7));
+    }
+
+    #[test]
+    fn a_start_takes_the_highest_floor_and_forgets_own_marks_of_other_lane_counts() {
+        let point = |offset| Point { offset: Offset(offset), ..Point::default() };
+        let mark = |floor, lanes, own| Some(LaneMark { lease: 1, floor: point(floor), lanes, own: Offset(own) });
+        let (start, skipped) = start_from_marks(&[mark(10, 2, 40), mark(30, 2, 35)]);
+        assert!(matches!(start, Start::At(p) if p == point(30)));
+        assert!(skipped.has(Offset(39), 0) && !skipped.has(Offset(39), 1));
+        let (start, skipped) = start_from_marks(&[mark(10, 3, 40), None]);
+        assert!(matches!(start, Start::At(p) if p == point(10)) && !skipped.has(Offset(20), 0));
+        assert!(matches!(start_from_marks(&[None]).0, Start::First));
+    }
+}

@@ -1,0 +1,198 @@
+//! What delivery says of itself while it runs: numbers that `status` and the metrics read. Never a row's value.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tillstream_schemas::Position;
+
+use super::filter::Counts;
+use crate::control::now_ms;
+use crate::journal::Offset;
+
+/// Every connector of a process.
+#[derive(Debug, Default)]
+pub struct Stats {
+    connectors: Vec<Arc<ConnectorStats>>,
+}
+
+impl Stats {
+    /// One entry for each name, in this order.
+    pub fn new(names: impl IntoIterator<Item = impl Into<String>>) -> Arc<Stats> {
+        let connectors = names.into_iter().map(|name| Arc::new(ConnectorStats::new(name.into()))).collect();
+        Arc::new(Stats { connectors })
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn connectors(&self) -> &[Arc<ConnectorStats>] {
+        &self.connectors
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn connector(&self, name: &str) -> Option<&Arc<ConnectorStats>> {
+        self.connectors.iter().find(|c| c.name == name)
+    }
+}
+
+/// What a connector is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ConnectorState {
+    /// Reads its checkpoint, takes its lease, checks its target.
+    Starting = 0,
+    /// Delivers, or waits for events.
+    Running = 1,
+    /// The target is away or busy; it is tried again and again.
+    Retrying = 2,
+    /// Someone has to act; it keeps its checkpoint and tries again slowly.
+    Failed = 3,
+    /// It has ended: asked to stop, or caught up.
+    Stopped = 4,
+}
+
+impl ConnectorState {
+    /// The word in every surface.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConnectorState::Starting => "starting",
+            ConnectorState::Running => "running",
+            ConnectorState::Retrying => "retrying",
+            ConnectorState::Failed => "failed",
+            ConnectorState::Stopped => "stopped",
+        }
+    }
+}
+
+/// The last error of a connector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    /// Stable code.
+    pub code: String,
+    /// For people, without values.
+    pub message: String,
+    /// When, milliseconds since the Unix epoch.
+    pub at_ms: i64,
+}
+
+/// How far a connector is in one partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PartitionProgress {
+    /// The next entry to read.
+    pub read: Offset,
+    /// Everything below it is settled.
+    pub settled: Offset,
+    /// The live position before `settled`.
+    pub position: Position,
+    /// Events under way.
+    pub in_flight: u64,
+    /// When the oldest event under way was committed at the source; `None` when nothing is.
+    pub oldest_commit_ms: Option<i64>,
+    /// What the filter passed and dropped since the start.
+    pub filter: Counts,
+}
+
+/// Numbers of one connector since the process began.
+#[derive(Debug)]
+pub struct ConnectorStats {
+    name: String,
+    state: AtomicU8,
+    /// Events that the target applied.
+    pub delivered: AtomicU64,
+    /// Events that the target already had: repeats without an effect.
+    pub absorbed: AtomicU64,
+    /// Events stored as dead letters.
+    pub rejected: AtomicU64,
+    /// Dead letters that were delivered after all.
+    pub redriven: AtomicU64,
+    /// Attempts at single events that are repeated.
+    pub retries: AtomicU64,
+    /// Calls that failed as a whole and are repeated.
+    pub calls_failed: AtomicU64,
+    /// Pauses that the target asked for (429, 503 with Retry-After).
+    pub pauses: AtomicU64,
+    /// Calls.
+    pub calls: AtomicU64,
+    /// Time spent in calls, microseconds, all lanes together.
+    pub busy_us: AtomicU64,
+    /// Body bytes of delivered and absorbed events.
+    pub bytes: AtomicU64,
+    /// When the newest delivered event was committed at the source, milliseconds since the Unix epoch; 0 before the first.
+    pub newest_commit_ms: AtomicI64,
+    /// When something was delivered last, milliseconds since the Unix epoch; 0 before the first.
+    pub delivered_at_ms: AtomicI64,
+    last_error: Mutex<Option<LastError>>,
+    partitions: Mutex<BTreeMap<u16, PartitionProgress>>,
+}
+
+impl ConnectorStats {
+    fn new(name: String) -> Self {
+        ConnectorStats {
+            name,
+            state: AtomicU8::new(ConnectorState::Starting as u8),
+            delivered: AtomicU64::new(0),
+            absorbed: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
+            redriven: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            calls_failed: AtomicU64::new(0),
+            pauses: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            busy_us: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            newest_commit_ms: AtomicI64::new(0),
+            delivered_at_ms: AtomicI64::new(0),
+            last_error: Mutex::new(None),
+            partitions: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    /// The connector.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is doing.
+    #[must_use]
+    pub fn state(&self) -> ConnectorState {
+        match self.state.load(Ordering::Relaxed) {
+            0 => ConnectorState::Starting,
+            1 => ConnectorState::Running,
+            2 => ConnectorState::Retrying,
+            3 => ConnectorState::Failed,
+            _ => ConnectorState::Stopped,
+        }
+    }
+
+    pub(super) fn set_state(&self, state: ConnectorState) {
+        self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// The last error, kept after it is over.
+    #[must_use]
+    pub fn last_error(&self) -> Option<LastError> {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_error(&self, code: &str, message: &str) {
+        let error = LastError { code: code.to_owned(), message: message.to_owned(), at_ms: now_ms() };
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    /// How far it is, by partition.
+    #[must_use]
+    pub fn partitions(&self) -> BTreeMap<u16, PartitionProgress> {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_progress(&self, partition: u16, progress: PartitionProgress) {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, progress);
+    }
+
+    pub(super) fn add(counter: &AtomicU64, n: usize) {
+        counter.fetch_add(n as u64, Ordering::Relaxed);
+    }
+}

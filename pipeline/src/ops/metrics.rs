@@ -1,0 +1,164 @@
+//! Fills the names of `telemetry::names` with numbers, read when somebody scrapes: no loop ever touches the registry.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use super::health::Health;
+use super::observer::{self, Observer};
+use crate::telemetry::names::{self, Kind, Metric};
+
+/// The exposition in OpenMetrics text.
+///
+/// # Errors
+/// When a number cannot be written, which a string never refuses.
+pub fn exposition(observer: &Arc<Observer>) -> Result<String, std::fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Numbers(Arc::clone(observer))));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Numbers(Arc<Observer>);
+
+/// Label values of one sample, in the order of the metric's labels.
+type Labels<'a> = Vec<&'a str>;
+
+impl Collector for Numbers {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let observer = &self.0;
+        let pipeline = observer.observed.pipeline.as_str();
+        for metric in names::ALL {
+            let samples = samples(observer, metric);
+            if samples.is_empty() {
+                continue;
+            }
+            let kind = match metric.kind {
+                Kind::Counter => MetricType::Counter,
+                Kind::Gauge => MetricType::Gauge,
+            };
+            let mut family = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
+            for (labels, value) in samples {
+                debug_assert_eq!(labels.len(), metric.labels.len(), "{}", metric.name);
+                let labels: Vec<(&str, String)> =
+                    [("pipeline", pipeline.to_owned())].into_iter().chain(metric.labels.iter().copied().zip(labels)).collect();
+                let encoder = family.encode_family(&labels)?;
+                match metric.kind {
+                    Kind::Counter => ConstCounter::new(value).encode(encoder)?,
+                    Kind::Gauge => ConstGauge::new(value).encode(encoder)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The samples of one metric: label values and number.
+fn samples(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
+    match metric.name {
+        n if n == names::BUILD_INFO.name => vec![(vec![env!("CARGO_PKG_VERSION").to_owned()], 1.0)],
+        n if n == names::UPTIME.name => vec![(Vec::new(), observer.started.elapsed().as_secs_f64())],
+        n if n == names::JOURNAL_LAST_OFFSET.name => {
+            observer.last_offsets().into_iter().map(|(p, last)| (vec![p.to_string()], last as f64)).collect()
+        }
+        n if n.starts_with("tillstream_delivery_") || n == names::DEAD_LETTERS.name || n == names::JOURNAL_LAG_ENTRIES.name => {
+            delivery(observer, metric)
+        }
+        _ => capture(observer, metric),
+    }
+}
+
+fn capture(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
+    let (Some(stats), Some((verdict, _))) = (&observer.observed.capture, observer.source()) else { return Vec::new() };
+    let one = |value: u64| vec![(Vec::new(), value as f64)];
+    let server = stats.server_lsn.load(Relaxed);
+    match metric.name {
+        n if n == names::CAPTURE_UP.name => one(u64::from(matches!(verdict.health, Health::Healthy | Health::CatchingUp))),
+        n if n == names::CAPTURE_STATE.name => vec![(vec![stats.state().0.as_str().to_owned()], 1.0)],
+        n if n == names::CAPTURE_SESSIONS.name => one(stats.sessions.load(Relaxed)),
+        n if n == names::CAPTURE_TRANSACTIONS.name => one(stats.transactions.load(Relaxed)),
+        n if n == names::CAPTURE_EVENTS.name => one(stats.events.load(Relaxed)),
+        n if n == names::CAPTURE_READS.name => one(stats.reads.load(Relaxed)),
+        n if n == names::CAPTURE_SKIPPED.name => one(stats.skipped.load(Relaxed)),
+        n if n == names::CAPTURE_DEAD_LETTERS.name => one(stats.dead_letters.load(Relaxed)),
+        n if n == names::CAPTURE_RECEIVED_BYTES.name => one(stats.received_bytes.load(Relaxed)),
+        n if n == names::CAPTURE_RECEIVED_LSN.name => one(stats.received_lsn.load(Relaxed)),
+        n if n == names::CAPTURE_ACKNOWLEDGED_LSN.name => one(stats.acknowledged_lsn.load(Relaxed)),
+        n if n == names::CAPTURE_SERVER_LSN.name => one(server),
+        n if n == names::CAPTURE_UNACKNOWLEDGED_WAL.name => one(server.saturating_sub(stats.acknowledged_lsn.load(Relaxed))),
+        n if n == names::CAPTURE_LAG.name => one(server.saturating_sub(stats.received_lsn.load(Relaxed))),
+        n if n == names::CAPTURE_BUSY.name => vec![
+            (vec!["receive".to_owned()], stats.receive_wait_ns.load(Relaxed) as f64 / 1e9),
+            (vec!["encode".to_owned()], stats.encode_ns.load(Relaxed) as f64 / 1e9),
+            (vec!["publish".to_owned()], stats.publish_wait_ns.load(Relaxed) as f64 / 1e9),
+        ],
+        n if n == names::JOURNAL_APPENDED_BYTES.name => one(stats.bytes.load(Relaxed)),
+        n if n == names::JOURNAL_BATCHES.name => one(stats.batches.load(Relaxed)),
+        n if n == names::JOURNAL_UNCONFIRMED_BYTES.name => one(stats.unconfirmed_bytes.load(Relaxed)),
+        _ => Vec::new(),
+    }
+}
+
+fn delivery(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
+    let Some(stats) = &observer.observed.delivery else { return Vec::new() };
+    let mut samples = Vec::new();
+    for connector in stats.connectors() {
+        let name = connector.name().to_owned();
+        let mut add = |labels: &[&str], value: f64| {
+            let labels: Labels<'_> = labels.to_vec();
+            samples.push((std::iter::once(name.clone()).chain(labels.into_iter().map(str::to_owned)).collect(), value));
+        };
+        match metric.name {
+            n if n == names::DELIVERY_UP.name => {
+                let healthy = matches!(observer.connector(connector).0.health, Health::Healthy | Health::CatchingUp);
+                add(&[], f64::from(u8::from(healthy)));
+            }
+            n if n == names::DELIVERY_STATE.name => add(&[connector.state().as_str()], 1.0),
+            n if n == names::DELIVERY_EVENTS.name => {
+                add(&["applied"], connector.delivered.load(Relaxed) as f64);
+                add(&["duplicate"], connector.absorbed.load(Relaxed) as f64);
+                add(&["dead_lettered"], connector.rejected.load(Relaxed) as f64);
+                add(&["redriven"], connector.redriven.load(Relaxed) as f64);
+            }
+            n if n == names::DELIVERY_RETRIES.name => add(&[], connector.retries.load(Relaxed) as f64),
+            n if n == names::DELIVERY_CALLS.name => {
+                let (calls, failed) = (connector.calls.load(Relaxed), connector.calls_failed.load(Relaxed));
+                add(&["ok"], calls.saturating_sub(failed) as f64);
+                add(&["failed"], failed as f64);
+            }
+            n if n == names::DELIVERY_PAUSES.name => add(&[], connector.pauses.load(Relaxed) as f64),
+            n if n == names::DELIVERY_BUSY.name => add(&[], connector.busy_us.load(Relaxed) as f64 / 1e6),
+            n if n == names::DELIVERY_BYTES.name => add(&[], connector.bytes.load(Relaxed) as f64),
+            n if n == names::DELIVERY_IN_FLIGHT.name => {
+                add(&[], connector.partitions().values().map(|p| p.in_flight).sum::<u64>() as f64);
+            }
+            n if n == names::DELIVERY_LAG.name => add(&[], observer::lag(connector).map_or(0.0, |lag| lag.as_secs_f64())),
+            n if n == names::DELIVERY_FENCED.name => add(&[], connector.partitions().values().map(|p| p.filter.fenced).sum::<u64>() as f64),
+            n if n == names::DELIVERY_REPEATS.name => {
+                add(&[], connector.partitions().values().map(|p| p.filter.repeats).sum::<u64>() as f64);
+            }
+            n if n == names::JOURNAL_LAG_ENTRIES.name => {
+                let last = observer.last_offsets();
+                for (partition, progress) in connector.partitions() {
+                    let lag = last.get(&partition).map_or(0, |last| (last + 1).saturating_sub(progress.settled.0));
+                    add(&[&partition.to_string()], lag as f64);
+                }
+            }
+            n if n == names::DEAD_LETTERS.name => {
+                if let Some(control) = observer.observed.control.get() {
+                    add(&[], control.state().dead_letters().filter(|l| l.letter.connector == name).count() as f64);
+                }
+            }
+            _ => {}
+        }
+    }
+    samples
+}

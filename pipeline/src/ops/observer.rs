@@ -1,0 +1,311 @@
+//! Looks at the loops once a second, so that rates, "since" and stalls are known whenever somebody asks. Reads atomics
+//! only; what costs a request (the extent of each partition) is asked rarely and never by whoever asks for the status.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::health::{self, CaptureFacts, ConnectorFacts, Health, Verdict};
+use crate::control::{Follower, now_ms};
+use crate::journal::{Journal, Log};
+use crate::{capture, delivery};
+
+/// A sample a second, eleven of them: rates over ten seconds follow a change quickly and do not flicker.
+const SAMPLES: usize = 11;
+/// The extent of the partitions is asked this often.
+const BOUNDS_EVERY: Duration = Duration::from_secs(5);
+
+/// A connector, as configured.
+#[derive(Clone, Debug)]
+pub struct ConnectorInfo {
+    /// Its name.
+    pub name: String,
+    /// The kind of its sink.
+    pub kind: &'static str,
+    /// Lanes in all partitions together: how many calls may be under way.
+    pub lanes: u64,
+}
+
+/// What is looked at.
+pub struct Observed {
+    /// Name of the pipeline.
+    pub pipeline: String,
+    /// Name of the source.
+    pub source: String,
+    /// Kind and version of the journal.
+    pub journal_kind: Mutex<String>,
+    /// The journal.
+    pub journal: Arc<dyn Journal>,
+    /// Capture's numbers; `None` when this process does not capture.
+    pub capture: Option<Arc<capture::stats::Stats>>,
+    /// Delivery's numbers; `None` when this process does not deliver.
+    pub delivery: Option<Arc<delivery::stats::Stats>>,
+    /// The connectors.
+    pub connectors: Vec<ConnectorInfo>,
+    /// The control journal's state, once it is read.
+    pub control: OnceLock<Follower>,
+}
+
+impl std::fmt::Debug for Observed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observed").field("pipeline", &self.pipeline).finish_non_exhaustive()
+    }
+}
+
+/// Counters at one moment.
+#[derive(Clone, Debug, Default)]
+struct Sample {
+    at: Option<Instant>,
+    events: u64,
+    transactions: u64,
+    encode_ns: u64,
+    publish_wait_ns: u64,
+    /// Settled events and busy microseconds of each connector, in their order.
+    connectors: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    samples: VecDeque<Sample>,
+    /// Of each entity its state and since when.
+    states: BTreeMap<String, (Health, i64)>,
+    /// Last offset of each partition.
+    last_offsets: BTreeMap<u16, u64>,
+    /// Why the journal did not answer when it was asked last.
+    journal_error: Option<String>,
+    /// The confirmed LSN when it moved last, and when.
+    confirmed: (u64, Option<Instant>),
+}
+
+/// Rates over the last seconds.
+#[derive(Clone, Debug, Default)]
+pub struct Rates {
+    /// Events captured per second.
+    pub events: f64,
+    /// Transactions captured per second.
+    pub transactions: f64,
+    /// Events settled per second, of each connector in their order.
+    pub connectors: Vec<f64>,
+    /// Share of time each stage was at work, 0 to 1, by name.
+    pub utilisation: Vec<(String, f64)>,
+}
+
+/// Looks, remembers, answers.
+#[derive(Debug)]
+pub struct Observer {
+    /// What is looked at.
+    pub observed: Observed,
+    /// When the process began.
+    pub started: Instant,
+    seen: Mutex<Seen>,
+}
+
+impl Observer {
+    /// An observer that has seen nothing yet.
+    #[must_use]
+    pub fn new(observed: Observed) -> Arc<Observer> {
+        Arc::new(Observer { observed, started: Instant::now(), seen: Mutex::new(Seen::default()) })
+    }
+
+    /// Looks once a second until it is dropped.
+    pub async fn watch(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let asking = async {
+            loop {
+                self.ask_journal().await;
+                tokio::time::sleep(BOUNDS_EVERY).await;
+            }
+        };
+        let looking = async {
+            loop {
+                tick.tick().await;
+                self.look();
+            }
+        };
+        tokio::join!(asking, looking);
+    }
+
+    /// Asks each partition for its extent; remembers the answer, or that there was none.
+    pub async fn ask_journal(&self) {
+        let journal = &self.observed.journal;
+        let kind_known = !self.journal_kind().is_empty();
+        let mut error = None;
+        if !kind_known {
+            match tokio::time::timeout(BOUNDS_EVERY, journal.describe()).await {
+                Ok(Ok(kind)) => *self.observed.journal_kind.lock().unwrap_or_else(PoisonError::into_inner) = kind,
+                Ok(Err(e)) => error = Some(format!("{}: {e}", e.code())),
+                Err(_) => error = Some("the journal does not answer".to_owned()),
+            }
+        }
+        for partition in 0..journal.partitions() {
+            if error.is_some() {
+                break;
+            }
+            match tokio::time::timeout(BOUNDS_EVERY, journal.bounds(Log::Data(partition))).await {
+                Ok(Ok(bounds)) => {
+                    self.seen().last_offsets.extend(bounds.map(|b| (partition, b.last.0)));
+                }
+                Ok(Err(e)) => error = Some(format!("{}: {e}", e.code())),
+                Err(_) => error = Some("the journal does not answer".to_owned()),
+            }
+        }
+        self.seen().journal_error = error;
+    }
+
+    fn look(&self) {
+        let mut sample = Sample { at: Some(Instant::now()), ..Sample::default() };
+        if let Some(stats) = &self.observed.capture {
+            sample.events = stats.events.load(Relaxed) + stats.reads.load(Relaxed);
+            sample.transactions = stats.transactions.load(Relaxed);
+            sample.encode_ns = stats.encode_ns.load(Relaxed);
+            sample.publish_wait_ns = stats.publish_wait_ns.load(Relaxed);
+        }
+        if let Some(stats) = &self.observed.delivery {
+            let settled =
+                |c: &delivery::stats::ConnectorStats| c.delivered.load(Relaxed) + c.absorbed.load(Relaxed) + c.rejected.load(Relaxed);
+            sample.connectors = stats.connectors().iter().map(|c| (settled(c), c.busy_us.load(Relaxed))).collect();
+        }
+        let mut seen = self.seen();
+        if seen.samples.len() == SAMPLES {
+            seen.samples.pop_front();
+        }
+        seen.samples.push_back(sample);
+        if let Some(stats) = &self.observed.capture {
+            let confirmed = stats.confirmed_lsn.load(Relaxed);
+            let idle = stats.unconfirmed_bytes.load(Relaxed) == 0;
+            if idle || confirmed != seen.confirmed.0 || seen.confirmed.1.is_none() {
+                seen.confirmed = (confirmed, Some(Instant::now()));
+            }
+        }
+        drop(seen);
+        let _ = self.source();
+        let _ = self.journal();
+        for connector in self.observed.delivery.iter().flat_map(|d| d.connectors()) {
+            let _ = self.connector(connector);
+        }
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Kind and version of the journal; empty until it answered once.
+    #[must_use]
+    pub fn journal_kind(&self) -> String {
+        self.observed.journal_kind.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Last offset of each partition that is not empty, as of the last answer.
+    #[must_use]
+    pub fn last_offsets(&self) -> BTreeMap<u16, u64> {
+        self.seen().last_offsets.clone()
+    }
+
+    /// How long what was handed to the journal waits for its confirm; `None` when nothing does.
+    #[must_use]
+    pub fn oldest_unconfirmed(&self) -> Option<Duration> {
+        let stats = self.observed.capture.as_ref()?;
+        if stats.unconfirmed_bytes.load(Relaxed) == 0 {
+            return None;
+        }
+        Some(self.seen().confirmed.1.map_or(Duration::ZERO, |at| at.elapsed()))
+    }
+
+    /// State of the source, and since when; `None` when this process does not capture.
+    #[must_use]
+    pub fn source(&self) -> Option<(Verdict, i64)> {
+        let stats = self.observed.capture.as_ref()?;
+        let (state, _) = stats.state();
+        let lag_bytes = stats.server_lsn.load(Relaxed).saturating_sub(stats.received_lsn.load(Relaxed));
+        let last_error = stats.last_error().map(|e| format!("{}: {}", e.code, e.message));
+        let verdict = health::source(&CaptureFacts { state, behind: stats.behind.load(Relaxed), lag_bytes, last_error });
+        Some(self.since("source".to_owned(), verdict))
+    }
+
+    /// State of the journal, and since when.
+    #[must_use]
+    pub fn journal(&self) -> (Verdict, i64) {
+        let error = self.seen().journal_error.clone();
+        self.since("journal".to_owned(), health::journal(self.oldest_unconfirmed(), error.as_deref()))
+    }
+
+    /// State of a connector, and since when.
+    #[must_use]
+    pub fn connector(&self, stats: &delivery::stats::ConnectorStats) -> (Verdict, i64) {
+        let last_error = stats.last_error().map(|e| format!("{}: {}", e.code, e.message));
+        let facts = ConnectorFacts { state: stats.state(), lag: lag(stats), last_error };
+        self.since(format!("connector {}", stats.name()), health::connector(&facts))
+    }
+
+    /// Remembers since when an entity is in its state.
+    fn since(&self, entity: String, verdict: Verdict) -> (Verdict, i64) {
+        let now = now_ms();
+        let mut seen = self.seen();
+        let entry = seen.states.entry(entity).or_insert((verdict.health, now));
+        if entry.0 != verdict.health {
+            *entry = (verdict.health, now);
+        }
+        let since = entry.1;
+        (verdict, since)
+    }
+
+    /// Rates over the samples at hand.
+    #[must_use]
+    pub fn rates(&self) -> Rates {
+        let seen = self.seen();
+        let (Some(old), Some(new)) = (seen.samples.front(), seen.samples.back()) else { return Rates::default() };
+        let (Some(from), Some(to)) = (old.at, new.at) else { return Rates::default() };
+        let seconds = (to - from).as_secs_f64();
+        if seconds <= 0.0 {
+            return Rates { connectors: vec![0.0; new.connectors.len()], ..Rates::default() };
+        }
+        let rate = |old: u64, new: u64| new.saturating_sub(old) as f64 / seconds;
+        let mut utilisation = Vec::new();
+        if self.observed.capture.is_some() {
+            utilisation.push(("capture".to_owned(), rate(old.encode_ns, new.encode_ns) / 1e9));
+            utilisation.push(("journal".to_owned(), rate(old.publish_wait_ns, new.publish_wait_ns) / 1e9));
+        }
+        let mut connectors = Vec::new();
+        for (i, (settled, busy)) in new.connectors.iter().enumerate() {
+            let (old_settled, old_busy) = old.connectors.get(i).copied().unwrap_or((*settled, *busy));
+            connectors.push(rate(old_settled, *settled));
+            if let Some(info) = self.observed.connectors.get(i) {
+                let busy = rate(old_busy, *busy) / 1e6 / info.lanes.max(1) as f64;
+                utilisation.push((format!("connector {}", info.name), busy));
+            }
+        }
+        for (_, share) in &mut utilisation {
+            *share = share.clamp(0.0, 1.0);
+        }
+        Rates { events: rate(old.events, new.events), transactions: rate(old.transactions, new.transactions), connectors, utilisation }
+    }
+
+    /// Why the process is not ready: bytes are not moving somewhere. Empty when it is.
+    #[must_use]
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        let fine = |health: Health| matches!(health, Health::Healthy | Health::CatchingUp);
+        let mut add = |entity: &str, verdict: &Verdict| {
+            if !fine(verdict.health) {
+                reasons.push(format!("{entity} is {}: {}", verdict.health.as_str(), verdict.why));
+            }
+        };
+        if let Some((verdict, _)) = self.source() {
+            add("source", &verdict);
+        }
+        add("journal", &self.journal().0);
+        for connector in self.observed.delivery.iter().flat_map(|d| d.connectors()) {
+            add(&format!("connector {}", connector.name()), &self.connector(connector).0);
+        }
+        reasons
+    }
+}
+
+/// Age of the oldest event of a connector that is read and not settled.
+#[must_use]
+pub fn lag(stats: &delivery::stats::ConnectorStats) -> Option<Duration> {
+    let oldest = stats.partitions().values().filter_map(|p| p.oldest_commit_ms).min()?;
+    Some(Duration::from_millis(u64::try_from(now_ms() - oldest).unwrap_or(0)))
+}

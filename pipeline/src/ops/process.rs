@@ -1,0 +1,332 @@
+//! One process of a pipeline: opens the journal, starts capture and delivery, watches them, and ends them in order.
+//!
+//! ```text
+//!  admin ◀── observer ◀── stats of capture, delivery
+//!  journal.set_up ─▶ catalogue check ─▶ capture ─┐
+//!                └─▶ delivery ───────────────────┴─▶ the first definite error, a drained job, or a signal ends both
+//! ```
+//!
+//! What is merely away is waited for, and the status says so. What a person has to mend ends the process with its code.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::failure::{Class, Failure};
+use super::observer::{ConnectorInfo, Observed, Observer};
+use super::{admin, failure};
+use crate::capture::catalog::StartFacts;
+use crate::capture::{self, CaptureError, CaptureParts, catalog, wire::PgSource};
+use crate::config::Pipeline;
+use crate::control::Follower;
+use crate::delivery;
+use crate::journal::{self, Journal};
+use crate::retry::Delays;
+
+/// Which loop runs when not both do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Only {
+    /// From the database into the journal.
+    Capture,
+    /// From the journal to the targets.
+    Delivery,
+}
+
+/// How to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// One loop instead of both.
+    pub only: Option<Only>,
+    /// End when everything that was there at the start is captured and delivered.
+    pub until_caught_up: bool,
+    /// Address of the admin endpoint.
+    pub listen: SocketAddr,
+}
+
+/// How a run ended well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// It was asked to stop before it was done by itself.
+    pub stopped: bool,
+    /// Events that became dead letters in this run.
+    pub dead_letters: u64,
+}
+
+/// After a request to stop, loops get this long; with a second to spare before the ten that supervisors grant.
+const STOP_WITHIN: Duration = Duration::from_secs(9);
+
+/// A job waits this long for a server at its start; a service waits for ever.
+const JOB_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs until done, told to stop, or something needs a person.
+///
+/// # Errors
+/// The definite error that ended it, and [`Class::Temporary`] when the loops did not end in time.
+pub async fn run(pipeline: Pipeline, options: Options, stop: CancellationToken) -> Result<Ended, Failure> {
+    let listener = admin::bind(options.listen).await?;
+    tracing::info!(pipeline = pipeline.name, admin = %options.listen, version = env!("CARGO_PKG_VERSION"), "started");
+    let process = Process::new(pipeline, options, stop)?;
+    let served = tokio::spawn(admin::serve(listener, Arc::clone(&process.observer)));
+    let watched = tokio::spawn(Arc::clone(&process.observer).watch());
+    let result = process.run().await;
+    served.abort();
+    watched.abort();
+    if result.is_ok() {
+        tracing::info!("ended");
+    }
+    result
+}
+
+struct Process {
+    pipeline: Pipeline,
+    options: Options,
+    journal: Arc<dyn Journal>,
+    observer: Arc<Observer>,
+    capture_stats: Arc<capture::Stats>,
+    delivery_stats: Arc<delivery::Stats>,
+    /// Asked to stop, by a signal.
+    stop: CancellationToken,
+}
+
+type Loop<T> = JoinHandle<Result<T, Failure>>;
+
+impl Process {
+    fn new(pipeline: Pipeline, options: Options, stop: CancellationToken) -> Result<Process, Failure> {
+        let journal = journal::open(&pipeline.journal, &format!("tillstream {}", pipeline.name))?;
+        let (captures, delivers) = (options.only != Some(Only::Delivery), options.only != Some(Only::Capture));
+        let capture_stats = Arc::new(capture::Stats::default());
+        let names: Vec<&str> = if delivers { pipeline.connectors.iter().map(|c| c.name.as_str()).collect() } else { Vec::new() };
+        let delivery_stats = delivery::Stats::new(names);
+        let info = |c: &crate::config::Connector| ConnectorInfo {
+            name: c.name.clone(),
+            kind: c.kind,
+            lanes: u64::from(c.delivery.lanes.get()) * u64::from(journal.partitions()),
+        };
+        let observed = Observed {
+            pipeline: pipeline.name.clone(),
+            source: pipeline.source.name.clone(),
+            journal_kind: std::sync::Mutex::default(),
+            journal: Arc::clone(&journal),
+            capture: captures.then(|| Arc::clone(&capture_stats)),
+            delivery: delivers.then(|| Arc::clone(&delivery_stats)),
+            connectors: pipeline.connectors.iter().map(info).collect(),
+            control: OnceLock::new(),
+        };
+        let observer = Observer::new(observed);
+        Ok(Process { pipeline, options, journal, observer, capture_stats, delivery_stats, stop })
+    }
+
+    async fn run(mut self) -> Result<Ended, Failure> {
+        let journal = Arc::clone(&self.journal);
+        if self.patiently("set up the journal", || async { Ok::<_, failure::Retryable>(journal.set_up().await?) }).await?.is_none() {
+            return Ok(Ended { stopped: true, dead_letters: 0 });
+        }
+        let Some((follower, following)) = self
+            .patiently("read the control journal", || async { Ok::<_, failure::Retryable>(Follower::start(Arc::clone(&journal)).await?) })
+            .await?
+        else {
+            return Ok(Ended { stopped: true, dead_letters: 0 });
+        };
+        let _ = self.observer.observed.control.set(follower);
+        let following = tokio::spawn(async move {
+            if let Err(error) = following.await {
+                tracing::warn!(code = error.code(), %error, "the status follows the control journal no more");
+            }
+        });
+        let result = self.loops().await;
+        following.abort();
+        result
+    }
+
+    /// Starts what was asked for and sees it to its end.
+    async fn loops(&mut self) -> Result<Ended, Failure> {
+        let (captures, delivers) = (self.options.only != Some(Only::Delivery), self.options.only != Some(Only::Capture));
+        // Each loop has its own token, so that a job can end one after the other.
+        let (stop_capture, stop_delivery) = (CancellationToken::new(), CancellationToken::new());
+        let mut capture: Option<Loop<()>> = None;
+        let mut delivery: Option<Loop<()>> = None;
+        let job = self.options.until_caught_up;
+        if delivers && !job {
+            delivery = Some(self.start_delivery(stop_delivery.clone()));
+        }
+        if captures {
+            match self.patiently("check the source", || catalog::check_start(&self.pipeline.source, &self.pipeline.name)).await {
+                Ok(Some(facts)) => capture = Some(self.start_capture(&facts, stop_capture.clone())),
+                Ok(None) => {}
+                Err(failure) => return self.wind_down(capture, delivery, &stop_capture, &stop_delivery, Err(failure)).await,
+            }
+        } else if job {
+            delivery = Some(self.start_delivery(stop_delivery.clone()));
+        }
+        let mut result = Ok(());
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => break,
+                ended = finished(&mut capture) => {
+                    capture = None;
+                    result = ended;
+                    if result.is_err() || !job || self.stop.is_cancelled() {
+                        break;
+                    }
+                    if !delivers {
+                        break;
+                    }
+                    delivery = Some(self.start_delivery(stop_delivery.clone()));
+                }
+                ended = finished(&mut delivery) => {
+                    delivery = None;
+                    result = ended;
+                    // Without connectors delivery ends at once; that is no reason to end capture.
+                    if result.is_err() || capture.is_none() {
+                        break;
+                    }
+                }
+            }
+        }
+        self.wind_down(capture, delivery, &stop_capture, &stop_delivery, result).await
+    }
+
+    fn start_capture(&self, facts: &StartFacts, stop: CancellationToken) -> Loop<()> {
+        for warning in &facts.warnings {
+            tracing::warn!(code = warning.code, why = warning.why, fix = warning.fix, "{}", warning.what);
+        }
+        let parts = CaptureParts {
+            source: Arc::new(PgSource::new(&self.pipeline.source, &self.pipeline.name)),
+            journal: Arc::clone(&self.journal),
+            settings: capture::Settings::new(&self.pipeline, facts.primary_keys(), owner()),
+            hooks: None,
+            stats: Arc::clone(&self.capture_stats),
+            stop,
+        };
+        let mode = if self.options.until_caught_up { capture::Mode::UntilCaughtUp } else { capture::Mode::Follow };
+        tokio::spawn(async move {
+            let stopped = capture::run(parts, mode).await?;
+            tracing::info!(complete = stopped.complete, acknowledged = %stopped.acknowledged, "capture ended");
+            Ok(())
+        })
+    }
+
+    fn start_delivery(&mut self, stop: CancellationToken) -> Loop<()> {
+        let parts = delivery::Parts {
+            journal: Arc::clone(&self.journal),
+            pipeline: self.pipeline.name.clone(),
+            source: self.pipeline.source.name.clone(),
+            owner: owner(),
+            connectors: std::mem::take(&mut self.pipeline.connectors),
+            stop,
+            mode: if self.options.until_caught_up { delivery::Mode::UntilCaughtUp } else { delivery::Mode::Continuous },
+            stats: Arc::clone(&self.delivery_stats),
+        };
+        tokio::spawn(async move {
+            delivery::run(parts).await?;
+            tracing::info!("delivery ended");
+            Ok(())
+        })
+    }
+
+    /// Asks the loops that still run to end, and waits for them as long as a supervisor would.
+    async fn wind_down(
+        &self,
+        mut capture: Option<Loop<()>>,
+        mut delivery: Option<Loop<()>>,
+        stop_capture: &CancellationToken,
+        stop_delivery: &CancellationToken,
+        result: Result<(), Failure>,
+    ) -> Result<Ended, Failure> {
+        stop_capture.cancel();
+        stop_delivery.cancel();
+        let both = async { (finished_or_none(&mut capture).await, finished_or_none(&mut delivery).await) };
+        let outcome = match tokio::time::timeout(STOP_WITHIN, both).await {
+            Ok((captured, delivered)) => result.and(captured).and(delivered),
+            Err(_) => {
+                for task in [&capture, &delivery].into_iter().flatten() {
+                    task.abort();
+                }
+                let late = Failure::new("internal.stop_deadline", format!("a loop did not end within {} s", STOP_WITHIN.as_secs()));
+                result.and(Err(late))
+            }
+        };
+        let dead_letters = self.delivery_stats.connectors().iter().map(|c| c.rejected.load(std::sync::atomic::Ordering::Relaxed)).sum();
+        outcome.map(|()| Ended { stopped: self.stop.is_cancelled(), dead_letters })
+    }
+
+    /// Repeats what fails because a server is away; `None` when asked to stop meanwhile. A job gives up after a minute.
+    async fn patiently<T, E, F>(&self, what: &str, mut attempt: impl FnMut() -> F) -> Result<Option<T>, Failure>
+    where
+        E: Transient,
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut delays = Delays::new(Duration::from_millis(200), Duration::from_secs(5));
+        let began = Instant::now();
+        loop {
+            let error = tokio::select! {
+                () = self.stop.cancelled() => return Ok(None),
+                done = attempt() => match done {
+                    Ok(done) => return Ok(Some(done)),
+                    Err(error) => error,
+                },
+            };
+            let transient = error.is_transient();
+            let failure: Failure = error.into();
+            if !transient || (self.options.until_caught_up && began.elapsed() > JOB_PATIENCE) {
+                return Err(failure);
+            }
+            tracing::warn!(code = failure.code, error = failure.what, "{what}: trying again");
+            tokio::select! {
+                () = self.stop.cancelled() => return Ok(None),
+                () = tokio::time::sleep(delays.next_delay()) => {}
+            }
+        }
+    }
+}
+
+/// An error that knows whether trying again can help.
+trait Transient: Into<Failure> {
+    fn is_transient(&self) -> bool;
+}
+
+impl Transient for CaptureError {
+    fn is_transient(&self) -> bool {
+        CaptureError::is_transient(self)
+    }
+}
+
+impl Transient for failure::Retryable {
+    fn is_transient(&self) -> bool {
+        self.transient
+    }
+}
+
+/// Waits for a loop's end; for ever when it does not run.
+async fn finished(task: &mut Option<Loop<()>>) -> Result<(), Failure> {
+    match task {
+        Some(task) => joined(task).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn finished_or_none(task: &mut Option<Loop<()>>) -> Result<(), Failure> {
+    match task {
+        Some(task) => joined(task).await,
+        None => Ok(()),
+    }
+}
+
+async fn joined(task: &mut Loop<()>) -> Result<(), Failure> {
+    match task.await {
+        Ok(result) => result,
+        Err(error) => {
+            Err(Failure { class: Class::Bug, ..Failure::new("internal.panicked", format!("a loop ended unexpectedly: {error}")) })
+        }
+    }
+}
+
+/// Host and process, for people who look at leases and sessions.
+fn owner() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = host.trim();
+    format!("{}:{}", if host.is_empty() { "host" } else { host }, std::process::id())
+}

@@ -1,0 +1,180 @@
+//! The status of a process: one JSON document for machines, one screen for people, from the same numbers.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tillstream_schemas::Lsn;
+
+use super::observer::{self, Observer};
+use crate::config::units;
+use crate::control::now_ms;
+
+/// Milliseconds since the Unix epoch as RFC 3339.
+fn moment(ms: i64) -> Value {
+    match jiff::Timestamp::from_millisecond(ms) {
+        Ok(moment) if ms > 0 => moment.to_string().into(),
+        _ => Value::Null,
+    }
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+/// The status document.
+#[must_use]
+pub fn document(observer: &Observer) -> Value {
+    let rates = observer.rates();
+    let slowest = rates.utilisation.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    json!({
+        "tillstream": env!("CARGO_PKG_VERSION"),
+        "pipeline": observer.observed.pipeline,
+        "at": moment(now_ms()),
+        "uptime_seconds": observer.started.elapsed().as_secs(),
+        "ready": observer.not_ready().is_empty(),
+        "not_ready": observer.not_ready(),
+        "source": source(observer, &rates),
+        "journal": journal(observer),
+        "connectors": connectors(observer, &rates),
+        "slowest_stage": slowest.map(|(stage, share)| json!({"stage": stage, "utilisation": rounded(*share)})),
+        "utilisation": rates.utilisation.iter().map(|(stage, share)| (stage.clone(), rounded(*share).into())).collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+fn source(observer: &Observer, rates: &observer::Rates) -> Value {
+    let (Some(stats), Some((verdict, since))) = (&observer.observed.capture, observer.source()) else { return Value::Null };
+    let lsn = |value: u64| if value == 0 { Value::Null } else { Lsn(value).to_string().into() };
+    let (received, confirmed) = (stats.received_lsn.load(Relaxed), stats.confirmed_lsn.load(Relaxed));
+    let (acknowledged, server) = (stats.acknowledged_lsn.load(Relaxed), stats.server_lsn.load(Relaxed));
+    json!({
+        "name": observer.observed.source,
+        "state": verdict.health,
+        "since": moment(since),
+        "why": verdict.why,
+        "doing": stats.state().0.as_str(),
+        "token": stats.token.load(Relaxed),
+        "sessions": stats.sessions.load(Relaxed),
+        "received_lsn": lsn(received),
+        "confirmed_lsn": lsn(confirmed),
+        "acknowledged_lsn": lsn(acknowledged),
+        "server_lsn": lsn(server),
+        "lag_bytes": server.saturating_sub(received),
+        "retained_wal_bytes": if acknowledged == 0 { Value::Null } else { server.saturating_sub(acknowledged).into() },
+        "last_commit": moment(stats.committed_at_ms.load(Relaxed)),
+        "transactions": stats.transactions.load(Relaxed),
+        "events": stats.events.load(Relaxed),
+        "reads": stats.reads.load(Relaxed),
+        "skipped": stats.skipped.load(Relaxed),
+        "events_per_second": rounded(rates.events),
+        "transactions_per_second": rounded(rates.transactions),
+        "last_error": stats.last_error().map(|e| json!({"code": e.code, "message": e.message, "at": moment(e.at_ms)})),
+    })
+}
+
+fn journal(observer: &Observer) -> Value {
+    let (verdict, since) = observer.journal();
+    let last = observer.last_offsets();
+    let partitions: Vec<Value> =
+        (0..observer.observed.journal.partitions()).map(|p| json!({"partition": p, "last_offset": last.get(&p)})).collect();
+    json!({
+        "kind": observer.journal_kind(),
+        "state": verdict.health,
+        "since": moment(since),
+        "why": verdict.why,
+        "partitions": partitions,
+        "unconfirmed_bytes": observer.observed.capture.as_ref().map(|c| c.unconfirmed_bytes.load(Relaxed)),
+        "oldest_unconfirmed_seconds": observer.oldest_unconfirmed().map(|d| rounded(d.as_secs_f64())),
+    })
+}
+
+fn connectors(observer: &Observer, rates: &observer::Rates) -> Vec<Value> {
+    let Some(stats) = &observer.observed.delivery else { return Vec::new() };
+    let last = observer.last_offsets();
+    let control = observer.observed.control.get().map(|c| c.state());
+    let connector = |(i, stats): (usize, &std::sync::Arc<crate::delivery::stats::ConnectorStats>)| {
+        let (verdict, since) = observer.connector(stats);
+        let progress = stats.partitions();
+        let lag_entries: u64 =
+            progress.iter().map(|(p, progress)| last.get(p).map_or(0, |last| (last + 1).saturating_sub(progress.settled.0))).sum();
+        let partitions: Vec<Value> = progress
+            .iter()
+            .map(|(p, progress)| json!({"partition": p, "read": progress.read.0, "settled": progress.settled.0, "position": progress.position.to_string(), "in_flight": progress.in_flight}))
+            .collect();
+        let letters = control.as_ref().map(|state| state.dead_letters().filter(|l| l.letter.connector == stats.name()).count());
+        json!({
+            "name": stats.name(),
+            "kind": observer.observed.connectors.get(i).map(|c| c.kind),
+            "state": verdict.health,
+            "since": moment(since),
+            "why": verdict.why,
+            "lag_entries": lag_entries,
+            "lag_seconds": observer::lag(stats).map_or(0.0, |d| rounded(d.as_secs_f64())),
+            "events_per_second": rounded(rates.connectors.get(i).copied().unwrap_or(0.0)),
+            "in_flight": progress.values().map(|p| p.in_flight).sum::<u64>(),
+            "delivered": stats.delivered.load(Relaxed),
+            "absorbed": stats.absorbed.load(Relaxed),
+            "rejected": stats.rejected.load(Relaxed),
+            "redriven": stats.redriven.load(Relaxed),
+            "retries": stats.retries.load(Relaxed),
+            "calls": stats.calls.load(Relaxed),
+            "calls_failed": stats.calls_failed.load(Relaxed),
+            "pauses": stats.pauses.load(Relaxed),
+            "dead_letters": letters,
+            "last_error": stats.last_error().map(|e| json!({"code": e.code, "message": e.message, "at": moment(e.at_ms)})),
+            "partitions": partitions,
+        })
+    };
+    stats.connectors().iter().enumerate().map(connector).collect()
+}
+
+/// The document as one screen. `status` prints what another process sent, so nothing in it is taken for granted.
+#[must_use]
+pub fn screen(status: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or("-").replace('_', " ");
+    let bytes = |value: &Value| value.as_u64().map_or_else(|| "-".to_owned(), units::show_size);
+    let rate = |value: &Value| value.as_f64().map_or_else(|| "-".to_owned(), |v| format!("{v:.0}/s"));
+    let mut out = String::new();
+    let ready = if status["ready"].as_bool() == Some(true) { "ready" } else { "not ready" };
+    out.push_str(&format!("pipeline {}: {ready}\n", status["pipeline"].as_str().unwrap_or("-")));
+    let line = |name: String, entity: &Value| {
+        let since = entity["since"].as_str().and_then(|s| s.parse::<jiff::Timestamp>().ok());
+        let since = since.map(|s| u64::try_from(jiff::Timestamp::now().as_millisecond() - s.as_millisecond()).unwrap_or(0));
+        let since = since.map_or_else(|| "-".to_owned(), |ms| units::show_duration(Duration::from_millis(ms)));
+        format!("{name:<24} {:<12} for {since:<10} {}\n", text(&entity["state"]), entity["why"].as_str().unwrap_or("-"))
+    };
+    let source = &status["source"];
+    if source.is_object() {
+        out.push_str(&line(format!("source {}", source["name"].as_str().unwrap_or("-")), source));
+        out.push_str(&format!(
+            "  {} events, {} transactions; {} of WAL kept for us; received {}, acknowledged {}, server {}\n",
+            rate(&source["events_per_second"]),
+            rate(&source["transactions_per_second"]),
+            bytes(&source["retained_wal_bytes"]),
+            source["received_lsn"].as_str().unwrap_or("-"),
+            source["acknowledged_lsn"].as_str().unwrap_or("-"),
+            source["server_lsn"].as_str().unwrap_or("-"),
+        ));
+    }
+    let journal = &status["journal"];
+    out.push_str(&line(format!("journal {}", journal["kind"].as_str().unwrap_or("-")), journal));
+    out.push_str(&format!("  {} unconfirmed\n", bytes(&journal["unconfirmed_bytes"])));
+    for connector in status["connectors"].as_array().into_iter().flatten() {
+        out.push_str(&line(format!("connector {}", connector["name"].as_str().unwrap_or("-")), connector));
+        out.push_str(&format!(
+            "  {}; {} behind ({} s), {} in flight; {} delivered, {} repeats absorbed, {} dead letters open\n",
+            rate(&connector["events_per_second"]),
+            connector["lag_entries"],
+            connector["lag_seconds"],
+            connector["in_flight"],
+            connector["delivered"],
+            connector["absorbed"],
+            connector["dead_letters"],
+        ));
+    }
+    if let Some(stage) = status["slowest_stage"]["stage"].as_str() {
+        let share = status["slowest_stage"]["utilisation"].as_f64().unwrap_or(0.0) * 100.0;
+        out.push_str(&format!("slowest stage: {stage}, at work {share:.0} % of the time\n"));
+    }
+    out
+}
