@@ -130,7 +130,11 @@ impl From<ControlError> for Failure {
 impl From<CaptureError> for Failure {
     fn from(error: CaptureError) -> Failure {
         match error {
-            CaptureError::Definite { code, what, why, fix } => Failure { why: Some(why), fix: Some(fix), ..Failure::new(code, what) },
+            CaptureError::Definite { code, what, why, fix } => {
+                // What a person has to mend is configuration unless the table knows better.
+                let class = codes::find(code).map_or(Class::Config, |known| known.class);
+                Failure { why: Some(why), fix: Some(fix), class, ..Failure::new(code, what) }
+            }
             other => Failure::new(other.code(), other.to_string()),
         }
     }

@@ -26,7 +26,8 @@ fn rounded(value: f64) -> f64 {
 #[must_use]
 pub fn document(observer: &Observer) -> Value {
     let rates = observer.rates();
-    let slowest = rates.utilisation.iter().max_by(|a, b| a.1.total_cmp(&b.1));
+    // A stage that works less than this is idle, and no stage is the slowest of an idle pipeline.
+    let slowest = rates.utilisation.iter().filter(|(_, share)| *share >= 0.01).max_by(|a, b| a.1.total_cmp(&b.1));
     json!({
         "tillstream": env!("CARGO_PKG_VERSION"),
         "pipeline": observer.observed.pipeline,
