@@ -66,6 +66,14 @@ fn samples(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
     match metric.name {
         n if n == names::BUILD_INFO.name => vec![(vec![env!("CARGO_PKG_VERSION").to_owned()], 1.0)],
         n if n == names::UPTIME.name => vec![(Vec::new(), observer.started.elapsed().as_secs_f64())],
+        n if n == names::BACKFILL_ROWS.name => {
+            let progress = observer.observed.backfill.as_ref().map(|b| b.progress());
+            progress.into_iter().flat_map(|p| p.tables).map(|t| (vec![t.table], t.rows as f64)).collect()
+        }
+        n if n == names::BACKFILL_FINISHED.name => {
+            let finished = |b: &std::sync::Arc<crate::backfill::Stats>| (Vec::new(), f64::from(u8::from(b.is_finished())));
+            observer.observed.backfill.as_ref().map(finished).into_iter().collect()
+        }
         n if n == names::JOURNAL_LAST_OFFSET.name => {
             observer.last_offsets().into_iter().map(|(p, last)| (vec![p.to_string()], last as f64)).collect()
         }

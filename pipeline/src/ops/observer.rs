@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::health::{self, CaptureFacts, ConnectorFacts, Health, Verdict};
 use crate::control::{Follower, now_ms};
 use crate::journal::{Journal, Log};
-use crate::{capture, delivery};
+use crate::{backfill, capture, delivery};
 
 /// A sample a second, eleven of them: rates over ten seconds follow a change quickly and do not flicker.
 const SAMPLES: usize = 11;
@@ -39,6 +39,8 @@ pub struct Observed {
     pub journal: Arc<dyn Journal>,
     /// Capture's numbers; `None` when this process does not capture.
     pub capture: Option<Arc<capture::stats::Stats>>,
+    /// The initial load's numbers; `None` when this process does not capture.
+    pub backfill: Option<Arc<backfill::Stats>>,
     /// Delivery's numbers; `None` when this process does not deliver.
     pub delivery: Option<Arc<delivery::stats::Stats>>,
     /// The connectors.

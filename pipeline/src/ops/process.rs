@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::{Class, Failure};
 use super::observer::{ConnectorInfo, Observed, Observer};
 use super::{admin, failure};
+use crate::backfill::Backfill;
 use crate::capture::catalog::StartFacts;
 use crate::capture::{self, CaptureError, CaptureParts, catalog, wire::PgSource};
 use crate::config::Pipeline;
@@ -87,6 +88,7 @@ struct Process {
     observer: Arc<Observer>,
     capture_stats: Arc<capture::Stats>,
     delivery_stats: Arc<delivery::Stats>,
+    backfill: Arc<Backfill>,
     /// Asked to stop, by a signal.
     stop: CancellationToken,
 }
@@ -98,6 +100,7 @@ impl Process {
         let journal = journal::open(&pipeline.journal, &format!("tillstream {}", pipeline.name))?;
         let (captures, delivers) = (options.only != Some(Only::Delivery), options.only != Some(Only::Capture));
         let capture_stats = Arc::new(capture::Stats::default());
+        let backfill = Arc::new(Backfill::new(&pipeline.source, &pipeline.name));
         let names: Vec<&str> = if delivers { pipeline.connectors.iter().map(|c| c.name.as_str()).collect() } else { Vec::new() };
         let delivery_stats = delivery::Stats::new(names);
         let info = |c: &crate::config::Connector| ConnectorInfo {
@@ -111,12 +114,13 @@ impl Process {
             journal_kind: std::sync::Mutex::default(),
             journal: Arc::clone(&journal),
             capture: captures.then(|| Arc::clone(&capture_stats)),
+            backfill: captures.then(|| backfill.stats()),
             delivery: delivers.then(|| Arc::clone(&delivery_stats)),
             connectors: pipeline.connectors.iter().map(info).collect(),
             control: OnceLock::new(),
         };
         let observer = Observer::new(observed);
-        Ok(Process { pipeline, options, journal, observer, capture_stats, delivery_stats, stop })
+        Ok(Process { pipeline, options, journal, observer, capture_stats, delivery_stats, backfill, stop })
     }
 
     async fn run(mut self) -> Result<Ended, Failure> {
@@ -197,7 +201,7 @@ impl Process {
             source: Arc::new(PgSource::new(&self.pipeline.source, &self.pipeline.name)),
             journal: Arc::clone(&self.journal),
             settings: capture::Settings::new(&self.pipeline, facts.primary_keys(), owner()),
-            hooks: None,
+            hooks: Some(Arc::clone(&self.backfill) as Arc<dyn capture::hook::Hooks>),
             stats: Arc::clone(&self.capture_stats),
             stop,
         };

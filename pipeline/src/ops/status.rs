@@ -37,6 +37,7 @@ pub fn document(observer: &Observer) -> Value {
         "not_ready": observer.not_ready(),
         "source": source(observer, &rates),
         "journal": journal(observer),
+        "initial_load": observer.observed.backfill.as_ref().map(|b| b.progress()),
         "connectors": connectors(observer, &rates),
         "slowest_stage": slowest.map(|(stage, share)| json!({"stage": stage, "utilisation": rounded(*share)})),
         "utilisation": rates.utilisation.iter().map(|(stage, share)| (stage.clone(), rounded(*share).into())).collect::<serde_json::Map<_, _>>(),
@@ -156,6 +157,18 @@ pub fn screen(status: &Value) -> String {
             source["acknowledged_lsn"].as_str().unwrap_or("-"),
             source["server_lsn"].as_str().unwrap_or("-"),
         ));
+    }
+    let load = &status["initial_load"];
+    if load["finished"].as_bool() == Some(false) {
+        let tables = load["tables"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let rows: u64 = tables.iter().filter_map(|t| t["rows"].as_u64()).sum();
+        let done = tables.iter().filter(|t| t["state"].as_str() == Some("done")).count();
+        out.push_str(&format!("initial load: {done} of {} tables done, {rows} rows read", tables.len()));
+        out.push_str(&load["waiting"].as_str().map_or_else(|| "\n".to_owned(), |why| format!("; waits: {why}\n")));
+        for table in tables.iter().filter(|t| t["code"].is_string()) {
+            let text = |key: &str| table[key].as_str().unwrap_or("-").to_owned();
+            out.push_str(&format!("  {}: {}: {}\n", text("table"), text("code"), text("message")));
+        }
     }
     let journal = &status["journal"];
     out.push_str(&line(format!("journal {}", journal["kind"].as_str().unwrap_or("-")), journal));

@@ -66,6 +66,8 @@ metrics! {
     DELIVERY_LAG Gauge "tillstream_delivery_lag_seconds" ["connector"] "Age of the oldest event that is not settled, by its commit";
     DELIVERY_FENCED Counter "tillstream_delivery_fenced" ["connector"] "Entries of overtaken capture runs that were dropped";
     DELIVERY_REPEATS Counter "tillstream_delivery_repeats" ["connector"] "Repeated entries that were dropped";
+    BACKFILL_ROWS Gauge "tillstream_backfill_rows" ["table"] "Rows of the table that the initial load has stored";
+    BACKFILL_FINISHED Gauge "tillstream_backfill_finished" [] "1 once the initial load has nothing left to read";
     DEAD_LETTERS Gauge "tillstream_dead_letters" ["connector"] "Open dead letters";
 }
 
