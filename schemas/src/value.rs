@@ -407,30 +407,44 @@ const POSTGRES_EPOCH_SECONDS: i64 = 946_684_800;
 
 /// Writes an instant (microseconds since 2000-01-01 00:00 UTC) as RFC 3339 in UTC with microseconds, without quotes.
 pub fn write_instant(out: &mut Vec<u8>, micros: i64) {
-    let (seconds, fraction) = (micros.div_euclid(1_000_000) + POSTGRES_EPOCH_SECONDS, micros.rem_euclid(1_000_000));
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let (year, month, day) = civil_from_days(days);
-    // Years outside four digits do not occur in a commit; they print wider rather than wrong.
-    if (0..10_000).contains(&year) {
-        let mut text = *b"0000-00-00T00:00:00.000000Z";
-        let mut put = |at: usize, width: usize, mut n: i64| {
-            for digit in text[at..at + width].iter_mut().rev() {
-                *digit = b'0' + (n % 10) as u8;
-                n /= 10;
-            }
-        };
-        put(0, 4, year);
-        put(5, 2, month);
-        put(8, 2, day);
-        put(11, 2, second / 3600);
-        put(14, 2, second / 60 % 60);
-        put(17, 2, second % 60);
-        put(20, 6, fraction);
-        out.extend_from_slice(&text);
-    } else {
-        let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
-        out.extend_from_slice(format!("{year:05}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{fraction:06}Z").as_bytes());
+    if let Some(text) = instant(micros) {
+        return out.extend_from_slice(&text);
     }
+    // Years outside four digits do not occur in a commit; they print wider rather than wrong.
+    let (year, month, day, second, fraction) = civil(micros);
+    let (h, m, s) = (second / 3600, second / 60 % 60, second % 60);
+    out.extend_from_slice(format!("{year:05}-{month:02}-{day:02}T{h:02}:{m:02}:{s:02}.{fraction:06}Z").as_bytes());
+}
+
+/// The text that [`write_instant`] writes for years 0 to 9999, without allocating; `None` for others.
+#[must_use]
+pub fn instant(micros: i64) -> Option<[u8; 27]> {
+    let (year, month, day, second, fraction) = civil(micros);
+    if !(0..10_000).contains(&year) {
+        return None;
+    }
+    let mut text = *b"0000-00-00T00:00:00.000000Z";
+    let mut put = |at: usize, width: usize, mut n: i64| {
+        for digit in text[at..at + width].iter_mut().rev() {
+            *digit = b'0' + (n % 10) as u8;
+            n /= 10;
+        }
+    };
+    put(0, 4, year);
+    put(5, 2, month);
+    put(8, 2, day);
+    put(11, 2, second / 3600);
+    put(14, 2, second / 60 % 60);
+    put(17, 2, second % 60);
+    put(20, 6, fraction);
+    Some(text)
+}
+
+/// Year, month, day, second of the day, microsecond.
+fn civil(micros: i64) -> (i64, i64, i64, i64, i64) {
+    let (seconds, fraction) = (micros.div_euclid(1_000_000) + POSTGRES_EPOCH_SECONDS, micros.rem_euclid(1_000_000));
+    let (year, month, day) = civil_from_days(seconds.div_euclid(86_400));
+    (year, month, day, seconds.rem_euclid(86_400), fraction)
 }
 
 /// The proleptic Gregorian date of a day counted from 1970-01-01 (Howard Hinnant's `civil_from_days`).

@@ -12,7 +12,7 @@
 use std::io::Write;
 
 use tillstream_schemas::partition::partition_of;
-use tillstream_schemas::value::{write_instant, write_string, write_value};
+use tillstream_schemas::value::{instant, write_instant, write_string, write_value};
 use tillstream_schemas::{Column, Half, Lsn, Op, TableSchema};
 
 use super::hook::ReadRow;
@@ -52,19 +52,14 @@ impl TxContext {
     }
 
     fn print(epoch: u32, commit_lsn: Lsn, committed: Option<(u32, i64)>) -> Self {
-        let mut head = Inline::default();
-        head.put(format_args!("{{\"id\":\"e{epoch}-{commit_lsn}-"));
-        let mut middle = Inline::default();
-        middle.put(format_args!(",\"commit_lsn\":\"{commit_lsn}\",\"ordinal\":"));
-        let mut tail = Inline::default();
-        match committed {
+        let head = Inline::default().text(b"{\"id\":\"e").number(epoch).text(b"-").lsn(commit_lsn).text(b"-");
+        let middle = Inline::default().text(b",\"commit_lsn\":\"").lsn(commit_lsn).text(b"\",\"ordinal\":");
+        let tail = match committed {
             Some((xid, commit_time)) => {
-                let mut at = Vec::with_capacity(32);
-                write_instant(&mut at, commit_time);
-                tail.put(format_args!(",\"xid\":{xid},\"committed_at\":\"{}\"}}", at.escape_ascii()));
+                Inline::default().text(b",\"xid\":").number(xid).text(b",\"committed_at\":\"").instant(commit_time).text(b"\"}")
             }
-            None => tail.put(format_args!(",\"xid\":null,\"committed_at\":null}}")),
-        }
+            None => Inline::default().text(b",\"xid\":null,\"committed_at\":null}"),
+        };
         TxContext { epoch, commit_lsn, head, middle, tail }
     }
 
@@ -111,10 +106,38 @@ impl Inline {
     /// The longest piece is the tail: xid of 10 digits, an instant of at most 38 characters, 25 around them.
     const MAX: usize = 80;
 
-    fn put(&mut self, text: std::fmt::Arguments<'_>) {
-        let mut free = &mut self.bytes[usize::from(self.len)..];
-        free.write_fmt(text).expect("the pieces are shorter than the array");
-        self.len = (Inline::MAX - free.len()) as u8;
+    fn text(mut self, text: &[u8]) -> Self {
+        let start = usize::from(self.len);
+        self.bytes[start..start + text.len()].copy_from_slice(text);
+        self.len += text.len() as u8;
+        self
+    }
+
+    fn number(self, n: u32) -> Self {
+        self.text(itoa::Buffer::new().format(n).as_bytes())
+    }
+
+    fn lsn(self, lsn: Lsn) -> Self {
+        self.hex((lsn.0 >> 32) as u32).text(b"/").hex(lsn.0 as u32)
+    }
+
+    fn hex(self, n: u32) -> Self {
+        let digits = (32 - n.leading_zeros()).div_ceil(4).max(1);
+        let digit = |at: u32| b"0123456789ABCDEF"[(n >> (4 * at) & 15) as usize];
+        let mut text = [0; 8];
+        for (to, at) in text.iter_mut().zip((0..digits).rev()) {
+            *to = digit(at);
+        }
+        self.text(&text[..digits as usize])
+    }
+
+    fn instant(self, micros: i64) -> Self {
+        if let Some(text) = instant(micros) {
+            return self.text(&text);
+        }
+        let mut text = Vec::new();
+        write_instant(&mut text, micros);
+        self.text(&text)
     }
 
     #[inline]
@@ -553,5 +576,12 @@ mod tests {
         let mut out = Vec::new();
         end(&mut out, &tx, u64::MAX, u64::MAX);
         assert!(serde_json::from_slice::<serde_json::Value>(&out).is_ok(), "{}", out.escape_ascii());
+        for lsn in [0, 1, 0xf, 0x10, 0x16_B3748, u64::from(u32::MAX), 1 << 32, 0x00ab_cdef_0123_4567, u64::MAX] {
+            out.clear();
+            truncate(&mut out, &TxContext::new(7, Lsn(lsn), 1, 0), 3, &table(Identity::Default, None));
+            let event = tillstream_schemas::Event::parse(out.clone().into()).expect("an event");
+            assert_eq!(event.id(), format!("e7-{}-3", Lsn(lsn)));
+            assert_eq!(event.commit_lsn(), Lsn(lsn));
+        }
     }
 }
