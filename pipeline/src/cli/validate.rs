@@ -6,7 +6,8 @@ use clap::Args;
 use tillstream_connectors::registry::Registry;
 
 use super::output::{self, End, Format};
-use crate::config;
+use crate::config::{self, CheckedFile, Report};
+use crate::ops::references;
 
 /// Checks configuration files
 #[derive(Debug, Args)]
@@ -25,15 +26,28 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(), End> {
     let pipelines = config::check_files(&arguments.files, registry)?;
-    let mut layers = vec![("syntax", "ok".to_owned()), ("keys and values", "ok".to_owned()), ("references between files", "ok".to_owned())];
-    layers.push(("live catalogue", if arguments.offline { "skipped (--offline)".to_owned() } else { "skipped".to_owned() }));
+    let mut layers: Vec<(String, String)> =
+        ["syntax", "keys and values", "references between files"].map(|layer| (layer.to_owned(), "ok".to_owned())).into();
+    if arguments.offline {
+        layers.push(("live catalogue".to_owned(), "skipped (--offline)".to_owned()));
+    } else {
+        let mut report = Report::default();
+        for file in &pipelines {
+            let compared = references::compare(file).await?;
+            layers.push((format!("live catalogue of {}", file.pipeline.source.name), format!("ok ({})", compared.server)));
+            report.extend(compared.report);
+        }
+        if !report.is_empty() {
+            return Err(report.into());
+        }
+    }
     match arguments.format {
         Format::Json => {
-            let layers: serde_json::Map<_, _> = layers.into_iter().map(|(name, result)| (name.to_owned(), result.into())).collect();
+            let layers: serde_json::Map<_, _> = layers.into_iter().map(|(name, result)| (name, result.into())).collect();
             output::print(serde_json::json!({"valid": true, "files": arguments.files, "layers": layers}))?;
         }
         Format::Human => {
-            for (path, pipeline) in &pipelines {
+            for CheckedFile { path, pipeline, .. } in &pipelines {
                 let (tables, connectors) = (pipeline.source.tables.len(), pipeline.connectors.len());
                 output::print(format_args!("{}: pipeline {}, {tables} tables, {connectors} connectors", path.display(), pipeline.name))?;
             }

@@ -23,8 +23,9 @@ use tillstream_connectors::registry::Target;
 pub use tillstream_connectors::sink::OnDelete;
 use tillstream_schemas::Op;
 
+pub(crate) use check::nearest;
 pub use keys::reference;
-pub use raw::{check_files, load};
+pub use raw::{CheckedFile, blame, check_files, load};
 pub use report::{Code, Problem, Report};
 
 /// A whole pipeline: one source, one journal, its connectors.

@@ -29,11 +29,22 @@ pub fn load(path: &Path, registry: &Registry) -> Result<Pipeline, Report> {
     load_with(path, registry, &|name| std::env::var(name).ok())
 }
 
+/// A pipeline file without problems.
+#[derive(Debug)]
+pub struct CheckedFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What it says.
+    pub pipeline: Pipeline,
+    /// The files of its connectors, in their order.
+    pub connectors: Vec<PathBuf>,
+}
+
 /// Checks pipeline and connector files and returns the pipelines among them. A connector file by itself is checked without knowing the source's tables.
 ///
 /// # Errors
 /// Every problem of every file.
-pub fn check_files(paths: &[PathBuf], registry: &Registry) -> Result<Vec<(PathBuf, Pipeline)>, Report> {
+pub fn check_files(paths: &[PathBuf], registry: &Registry) -> Result<Vec<CheckedFile>, Report> {
     let environment = |name: &str| std::env::var(name).ok();
     let (mut report, mut pipelines) = (Report::default(), Vec::new());
     for path in paths {
@@ -41,10 +52,7 @@ pub fn check_files(paths: &[PathBuf], registry: &Registry) -> Result<Vec<(PathBu
             true => {
                 read_connector(path, registry, &environment, &[], &mut report);
             }
-            false => match load_with(path, registry, &environment) {
-                Ok(pipeline) => pipelines.push((path.clone(), pipeline)),
-                Err(problems) => report.extend(problems),
-            },
+            false => pipelines.extend(read_pipeline(path, registry, &environment, &mut report)),
         }
     }
     if report.is_empty() { Ok(pipelines) } else { Err(report) }
@@ -60,16 +68,16 @@ pub(crate) fn load_with(path: &Path, registry: &Registry, environment: Environme
     let mut report = Report::default();
     let pipeline = read_pipeline(path, registry, environment, &mut report);
     match pipeline {
-        Some(pipeline) if report.is_empty() => Ok(pipeline),
+        Some(file) if report.is_empty() => Ok(file.pipeline),
         _ => Err(report),
     }
 }
 
-fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>, report: &mut Report) -> Option<Pipeline> {
+fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>, report: &mut Report) -> Option<CheckedFile> {
     let document = match Document::read(path) {
         Ok(document) => document,
         Err(problem) => {
-            report.add_unread(problem);
+            report.push(problem);
             return None;
         }
     };
@@ -120,7 +128,8 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
     let journal = journal(top.block("journal")?)?;
     let source = source(top.block("source")?, tables, &journal)?;
     let listen = top.block("admin")?.address("listen")?;
-    Some(Pipeline { name: top.text("pipeline")?, source, journal, admin: Admin { listen }, connectors })
+    let pipeline = Pipeline { name: top.text("pipeline")?, source, journal, admin: Admin { listen }, connectors };
+    Some(CheckedFile { path: path.to_owned(), pipeline, connectors: paths.into_iter().map(|(path, _)| path).collect() })
 }
 
 /// Where a missing key of the top level belongs: the first key.
@@ -223,7 +232,7 @@ fn read_connector(
     let document = match Document::read(path) {
         Ok(document) => document,
         Err(problem) => {
-            report.add_unread(problem);
+            report.push(problem);
             return None;
         }
     };
@@ -340,6 +349,35 @@ fn place_problem(document: &Document, problem: registry::Problem, node: &Node, k
         (true, _) => problem.message,
     };
     document.problem(Code::BadSink, span, message, if found { "here" } else { "it belongs here" }, problem.help)
+}
+
+/// A problem that was found outside the file: at the first place below `below` where `word` stands, else at the block itself.
+#[must_use]
+pub fn blame(file: &Path, below: &[&str], word: &str, code: Code, message: String, help: String) -> Problem {
+    let read = Document::read(file).ok().and_then(|document| Some((tree::parse(&document, &mut Vec::new())?, document)));
+    let Some((tree, document)) = read else {
+        // It was there a moment ago.
+        return Problem::of_file(&file.display().to_string(), code, message, Some(help));
+    };
+    let (mut node, mut key) = (&tree, top_of(&tree));
+    for name in below {
+        let Value::Map(entries) = &node.value else { break };
+        let Some((k, v)) = entries.iter().find(|(k, _)| k.text == *name) else { break };
+        (node, key) = (v, k.span);
+    }
+    let span = find_word(node, word).unwrap_or(key);
+    let mut problem = document.problem(code, span, message, "named here", Some(help));
+    problem.source = Some(document.shown().into());
+    problem
+}
+
+fn find_word(node: &Node, word: &str) -> Option<Span> {
+    match &node.value {
+        Value::Scalar { text, .. } => (text == word).then_some(node.span),
+        Value::List(items) => items.iter().find_map(|item| find_word(item, word)),
+        Value::Map(entries) => entries.iter().find_map(|(k, v)| if k.text == word { Some(k.span) } else { find_word(v, word) }),
+        Value::Null => None,
+    }
 }
 
 /// Follows a dotted path as far as it goes: the place of the value it leads to (of a block its key), and whether it was followed to its end.

@@ -51,6 +51,7 @@ codes! {
     SecretMissing => "config.secret_missing",
     UnknownKind => "config.unknown_kind",
     UnknownTable => "config.unknown_table",
+    UnknownColumn => "config.unknown_column",
     DuplicateName => "config.duplicate_name",
     Conflict => "config.conflict",
     BadSink => "config.bad_sink",
@@ -189,8 +190,8 @@ impl Report {
         }
     }
 
-    /// Adds a problem of a file that could not be read as a document.
-    pub(crate) fn add_unread(&mut self, problem: Problem) {
+    /// Adds a problem that already knows its text, or that has none.
+    pub(crate) fn push(&mut self, problem: Problem) {
         self.problems.push(problem);
     }
 

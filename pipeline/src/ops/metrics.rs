@@ -102,7 +102,7 @@ fn capture(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
         n if n == names::CAPTURE_ACKNOWLEDGED_LSN.name => one(stats.acknowledged_lsn.load(Relaxed)),
         n if n == names::CAPTURE_SERVER_LSN.name => one(server),
         n if n == names::CAPTURE_UNACKNOWLEDGED_WAL.name => one(server.saturating_sub(stats.acknowledged_lsn.load(Relaxed))),
-        n if n == names::CAPTURE_LAG.name => one(server.saturating_sub(stats.received_lsn.load(Relaxed))),
+        n if n == names::CAPTURE_LAG.name => one(observer::lag_bytes(stats)),
         n if n == names::CAPTURE_BUSY.name => vec![
             (vec!["receive".to_owned()], stats.receive_wait_ns.load(Relaxed) as f64 / 1e9),
             (vec!["encode".to_owned()], stats.encode_ns.load(Relaxed) as f64 / 1e9),

@@ -7,4 +7,5 @@ pub mod health;
 pub mod metrics;
 pub mod observer;
 pub mod process;
+pub mod references;
 pub mod status;

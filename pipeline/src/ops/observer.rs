@@ -115,9 +115,14 @@ impl Observer {
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let asking = async {
+            // Before it is set up the journal has nothing to tell.
+            while self.observed.control.get().is_none() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
             loop {
                 self.ask_journal().await;
-                tokio::time::sleep(BOUNDS_EVERY).await;
+                let pause = if self.seen().journal_error.is_some() { Duration::from_secs(1) } else { BOUNDS_EVERY };
+                tokio::time::sleep(pause).await;
             }
         };
         let looking = async {
@@ -220,7 +225,7 @@ impl Observer {
     pub fn source(&self) -> Option<(Verdict, i64)> {
         let stats = self.observed.capture.as_ref()?;
         let (state, _) = stats.state();
-        let lag_bytes = stats.server_lsn.load(Relaxed).saturating_sub(stats.received_lsn.load(Relaxed));
+        let lag_bytes = lag_bytes(stats);
         let last_error = stats.last_error().map(|e| format!("{}: {}", e.code, e.message));
         let verdict = health::source(&CaptureFacts { state, behind: stats.behind.load(Relaxed), lag_bytes, last_error });
         Some(self.since("source".to_owned(), verdict))
@@ -229,6 +234,10 @@ impl Observer {
     /// State of the journal, and since when.
     #[must_use]
     pub fn journal(&self) -> (Verdict, i64) {
+        if self.observed.control.get().is_none() {
+            let verdict = Verdict { health: Health::Unknown, why: "it is being set up".to_owned() };
+            return self.since("journal".to_owned(), verdict);
+        }
         let error = self.seen().journal_error.clone();
         self.since("journal".to_owned(), health::journal(self.oldest_unconfirmed(), error.as_deref()))
     }
@@ -303,6 +312,13 @@ impl Observer {
         }
         reasons
     }
+}
+
+/// WAL that is not received yet. What was acknowledged beyond what was received held nothing for us.
+#[must_use]
+pub fn lag_bytes(stats: &capture::Stats) -> u64 {
+    let reached = stats.received_lsn.load(Relaxed).max(stats.acknowledged_lsn.load(Relaxed));
+    stats.server_lsn.load(Relaxed).saturating_sub(reached)
 }
 
 /// Age of the oldest event of a connector that is read and not settled.

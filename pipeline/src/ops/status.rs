@@ -61,7 +61,7 @@ fn source(observer: &Observer, rates: &observer::Rates) -> Value {
         "confirmed_lsn": lsn(confirmed),
         "acknowledged_lsn": lsn(acknowledged),
         "server_lsn": lsn(server),
-        "lag_bytes": server.saturating_sub(received),
+        "lag_bytes": observer::lag_bytes(stats),
         "retained_wal_bytes": if acknowledged == 0 { Value::Null } else { server.saturating_sub(acknowledged).into() },
         "last_commit": moment(stats.committed_at_ms.load(Relaxed)),
         "transactions": stats.transactions.load(Relaxed),
