@@ -125,8 +125,8 @@ config=(--config "$demo/tillstream.yaml")
 
 say ""
 say "what the point of sale's owner is asked to run (tillstream setup --dry-run):"
-"$program" setup "${config[@]}" --source-url "$pos" --dry-run >&2
-"$program" setup "${config[@]}" --source-url "$pos" --apply >&2
+"$program" setup "${config[@]}" --admin-url "$pos" --dry-run >&2
+"$program" setup "${config[@]}" --admin-url "$pos" --apply >&2
 
 # --- Everything runs.
 
@@ -186,15 +186,15 @@ say "sold: $traffic"
 
 # --- The refused event: shown, mended at the target, redriven.
 
-letter_id() { "$program" dead-letters list "${config[@]}" --format ndjson 2>>"$logs/dead-letters.err" | sed -n 's/.*"id":"\([^"]*\)".*/\1/p' | head -1; }
-has_letter() { letter=$(letter_id); [ -n "$letter" ]; }
+letters() { "$program" dead-letters list "${config[@]}" --connector engagement --format json 2>>"$logs/dead-letters.err"; }
+has_letter() { letter=$(letters | sed -n 's/.*"example": *"\([^"]*\)".*/\1/p' | head -1); [ -n "$letter" ]; }
 redriven=0
 wait_until 60 has_letter || die "the refused event did not become a dead letter"
 say ""
 say "one event was refused for good:"
-"$program" dead-letters show "${config[@]}" "$letter" >&2
+"$program" dead-letters show "${config[@]}" --connector engagement --id "$letter" >&2
 "$program" demo accept --target "http://$target_address"
-"$program" dead-letters redrive "${config[@]}" "$letter" >&2
+"$program" dead-letters redrive "${config[@]}" --connector engagement --id "$letter" >&2
 redriven=1
 
 # --- Until everything is delivered, then the comparison.

@@ -175,7 +175,7 @@ impl Target {
         let mut ids = Vec::new();
         fact_ids(&value, &mut ids);
         if ids.is_empty() {
-            return Ok(problem(StatusCode::BAD_REQUEST, "no event with an id"));
+            return Ok(problem(StatusCode::BAD_REQUEST, "no event with an event_id"));
         }
         self.record(&format!("applied {key} {hash} {}", ids.join(",")))?;
         if fail {
@@ -215,7 +215,7 @@ fn problem(status: StatusCode, detail: &str) -> Response {
 fn fact_ids<'a>(value: &'a Value, ids: &mut Vec<&'a str>) {
     match value {
         Value::Array(values) => values.iter().for_each(|v| fact_ids(v, ids)),
-        Value::Object(map) => match map.get("id") {
+        Value::Object(map) => match map.get("event_id") {
             Some(Value::String(id)) => ids.push(id),
             _ => map.values().filter(|v| v.is_array() || v.is_object()).for_each(|v| fact_ids(v, ids)),
         },
@@ -240,10 +240,10 @@ mod tests {
     #[test]
     fn facts_are_found_wherever_a_body_keeps_them() {
         for (body, expected) in [
-            (r#"{"id":"e1-0/1-0","after":{"id":"x"}}"#, vec!["e1-0/1-0"]),
-            (r#"[{"id":"a"},{"id":"b"}]"#, vec!["a", "b"]),
-            (r#"{"source":"pos","events":[{"id":"a"},{"id":"b"}]}"#, vec!["a", "b"]),
-            (r#"{"after":{"id":7}}"#, vec![]),
+            (r#"{"id":"k","event_id":"e1-0/1-0","data":{"id":"x"}}"#, vec!["e1-0/1-0"]),
+            (r#"[{"event_id":"a"},{"event_id":"b"}]"#, vec!["a", "b"]),
+            (r#"{"source":"pos","events":[{"event_id":"a"},{"event_id":"b"}]}"#, vec!["a", "b"]),
+            (r#"{"data":{"id":"x"}}"#, vec![]),
         ] {
             let value: Value = serde_json::from_str(body).expect("valid");
             let mut ids = Vec::new();
@@ -261,16 +261,16 @@ mod tests {
         headers.insert("idempotency-key", HeaderValue::from_static("k1"));
         let mut target = Target::open(&arguments).expect("opens");
         let status = |r: std::io::Result<Response>| r.expect("log").status().as_u16();
-        assert_eq!(status(target.answer(&headers, b"{\"id\":\"a\"}")), 202);
+        assert_eq!(status(target.answer(&headers, b"{\"event_id\":\"a\"}")), 202);
         // A kill in the middle of a line.
         std::fs::OpenOptions::new().append(true).open(&arguments.log).expect("opens").write_all(b"applied k2 00").expect("writes");
         let mut target = Target::open(&arguments).expect("opens");
-        assert_eq!(status(target.answer(&headers, b"{\"id\":\"a\"}")), 200);
-        assert_eq!(status(target.answer(&headers, b"{\"id\":\"b\"}")), 422);
+        assert_eq!(status(target.answer(&headers, b"{\"event_id\":\"a\"}")), 200);
+        assert_eq!(status(target.answer(&headers, b"{\"event_id\":\"b\"}")), 422);
         headers.insert("idempotency-key", HeaderValue::from_static("k2"));
-        assert_eq!(status(target.answer(&headers, b"{\"id\":\"refuse-me\"}")), 422);
+        assert_eq!(status(target.answer(&headers, b"{\"event_id\":\"refuse-me\"}")), 422);
         target.record("accepting").expect("log");
-        assert_eq!(status(target.answer(&headers, b"{\"id\":\"refuse-me\"}")), 202);
+        assert_eq!(status(target.answer(&headers, b"{\"event_id\":\"refuse-me\"}")), 202);
         std::fs::remove_dir_all(&dir).expect("removes");
     }
 }

@@ -94,7 +94,7 @@ async fn a_wrong_password_is_an_error_without_the_password() {
 async fn a_server_without_logical_wal_is_an_error_with_its_fix() {
     let server = Postgres::private("replica", "wal_level = replica").await;
     let pipeline = Pipeline::new("replica", &server, Journal::Local, |file| file).await;
-    let setup = pipeline.start("setup", &["setup", "--source-url", &pipeline.pos.url, "--apply"]);
+    let setup = pipeline.start("setup", &["setup", "--admin-url", &pipeline.pos.url, "--apply"]);
     let path = pipeline.dir.join("setup.err");
     assert!(!setup.wait(PATIENCE).await.success());
     let said = std::fs::read_to_string(path).expect("its messages");

@@ -95,7 +95,7 @@ impl Pipeline {
 
     /// Roles, publication and slot.
     pub(crate) async fn set_up(&self) {
-        self.command("setup", &["setup", "--source-url", &self.pos.url, "--apply"]).await;
+        self.command("setup", &["setup", "--admin-url", &self.pos.url, "--apply"]).await;
     }
 
     /// `tillstream run`, whole or one loop, with an admin endpoint on a free port.
