@@ -3,6 +3,7 @@
 
 mod big_row;
 mod dead_letter;
+mod drain;
 mod sale;
 mod shutdown;
 

@@ -92,6 +92,12 @@ impl Postgres {
         connect(&self.url(database)).await
     }
 
+    /// Path of a program that comes with the server.
+    pub(crate) async fn program(&self, name: &str) -> PathBuf {
+        let bin = tokio::task::spawn_blocking(|| script("postgres.sh", &["bin"], &[])).await.expect("the script does not panic");
+        PathBuf::from(bin).join(name)
+    }
+
     /// From now on these roles need their password (SCRAM-SHA-256).
     pub(crate) async fn require_passwords(&self, roles: &[&str]) {
         assert!(!self.shared, "others connect without one");
