@@ -25,7 +25,8 @@ BEGIN
     IF TG_OP <> 'INSERT' THEN old_row := to_jsonb(OLD); END IF;
     IF TG_OP <> 'DELETE' THEN new_row := to_jsonb(NEW); END IF;
     IF TG_NARGS > 1 THEN
-        SELECT jsonb_object_agg(k, old_row -> k), jsonb_object_agg(k, new_row -> k) INTO old_key, new_key FROM unnest(TG_ARGV[1:]) k;
+        SELECT jsonb_object_agg(k, old_row -> k) FILTER (WHERE old_row IS NOT NULL), jsonb_object_agg(k, new_row -> k) FILTER (WHERE new_row IS NOT NULL)
+        INTO old_key, new_key FROM unnest(TG_ARGV[1:]) k;
     ELSE
         old_key := old_row; new_key := new_row;
     END IF;
