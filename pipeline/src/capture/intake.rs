@@ -151,9 +151,9 @@ impl Intake {
     pub fn take(&mut self, data: &[u8]) -> Result<Boundary, CaptureError> {
         self.counts.received_bytes += data.len() as u64;
         match pgoutput::parse(data)? {
-            Message::Insert { oid, new } => self.row(oid, None, Some(new), data.len())?,
-            Message::Update { oid, old, new } => self.row(oid, old, Some(new), data.len())?,
-            Message::Delete { oid, old } => self.row(oid, Some(old), None, data.len())?,
+            Message::Insert { oid, new } => self.row(oid, Changed::Insert(new), data.len())?,
+            Message::Update { oid, old, new } => self.row(oid, Changed::Update { old, new }, data.len())?,
+            Message::Delete { oid, old } => self.row(oid, Changed::Delete(old), data.len())?,
             Message::Begin(begin) => self.begin(begin)?,
             Message::Commit(commit) => {
                 self.commit(commit)?;
@@ -214,21 +214,21 @@ impl Intake {
     }
 
     #[inline]
-    fn row(&mut self, oid: u32, old: Option<Tuple<'_>>, new: Option<Tuple<'_>>, bytes: usize) -> Result<(), CaptureError> {
+    fn row(&mut self, oid: u32, changed: Changed<'_>, bytes: usize) -> Result<(), CaptureError> {
         let Some(open) = &self.open else { return Err(contradiction("a row outside a transaction")) };
         let position = self.appender.change().ok_or_else(too_many_changes)?;
         let table = self.relations.get(oid)?;
         if let Some(hook) = &mut self.hook {
-            hook.change(oid, table, old.as_ref(), new.as_ref());
+            let (old, new) = changed.tuples();
+            hook.change(oid, table, old, new);
         }
         if !is_captured(&self.captured, oid) {
             return Ok(());
         }
-        let (row, second) = match (old, new) {
-            (None, Some(new)) => (Row::Insert(new), None),
-            (old, Some(new)) => Row::of_update(table, old, new),
-            (Some(old), None) => (Row::Delete(old), None),
-            (None, None) => return Err(contradiction("a change without a row")),
+        let (row, second) = match changed {
+            Changed::Insert(new) => (Row::Insert(new), None),
+            Changed::Update { old, new } => Row::of_update(table, old, new),
+            Changed::Delete(old) => (Row::Delete(old), None),
         };
         if bytes > self.row_bytes_max {
             let letter = too_large(position, encode::partition(table, &row, self.appender.partitions()), bytes, self.row_bytes_max);
@@ -473,5 +473,23 @@ fn diverged(error: Diverged) -> CaptureError {
               going on could skip changes that were never stored"
             .to_owned(),
         fix: "if the restore is wanted, begin a new epoch and load the tables again; otherwise connect to the right server".to_owned(),
+    }
+}
+/// A row as the server said it changed. An update of a row whose key stayed carries no old tuple, so the tuples alone do not
+/// tell it from an insert.
+enum Changed<'a> {
+    Insert(Tuple<'a>),
+    Update { old: Option<Tuple<'a>>, new: Tuple<'a> },
+    Delete(Tuple<'a>),
+}
+
+impl<'a> Changed<'a> {
+    /// The old tuple and the new one.
+    fn tuples(&self) -> (Option<&Tuple<'a>>, Option<&Tuple<'a>>) {
+        match self {
+            Changed::Insert(new) => (None, Some(new)),
+            Changed::Update { old, new } => (old.as_ref(), Some(new)),
+            Changed::Delete(old) => (Some(old), None),
+        }
     }
 }
