@@ -41,6 +41,13 @@ impl Server {
         self.script("psql", &["-d", database, "-v", "ON_ERROR_STOP=1", "-Atc", sql], "")
     }
 
+    /// Directory of the server's programs.
+    pub(super) fn programs(&self) -> PathBuf {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/postgres.sh");
+        let output = Command::new(script).arg("bin").output().expect("docker/postgres.sh runs");
+        String::from_utf8_lossy(&output.stdout).trim().into()
+    }
+
     pub(super) fn port(&self) -> String {
         let url = self.script("url", &[], "");
         url.rsplit(':').next().and_then(|t| t.split('/').next()).expect("a port").to_owned()

@@ -141,7 +141,7 @@ impl ServerError {
         if self.code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
             return Some(if self.says("wal_level") {
                 wal_level(&self.message)
-            } else if self.says("can no longer") || self.says("invalidated") {
+            } else if self.says("can no longer") || self.says("cannot read from logical replication slot") || self.says("invalidated") {
                 slot_lost(slot, &self.describe())
             } else {
                 slot_unusable(slot, &self.describe())
@@ -238,6 +238,7 @@ mod tests {
             (STREAM, "42704", "publication \"p\" does not exist", "capture.publication_missing"),
             (STREAM, "55000", "logical decoding requires wal_level >= logical", "capture.wal_level"),
             (STREAM, "55000", "can no longer get changes from replication slot \"s\"", "capture.slot_lost"),
+            (STREAM, "55000", "cannot read from logical replication slot \"s\"", "capture.slot_lost"),
             (STREAM, "58P01", "requested WAL segment 00000001 has already been removed", "capture.slot_lost"),
             (STREAM, "55000", "replication slot \"s\" was not created in this database", "capture.slot_unusable"),
             (STREAM, "57P01", "terminating connection due to administrator command", "capture.source_unavailable"),

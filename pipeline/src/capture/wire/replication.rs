@@ -7,7 +7,7 @@ use bytes::{BufMut, BytesMut};
 use postgres_protocol::message::frontend;
 use tillstream_schemas::Lsn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::address::{Address, Endpoint};
 use super::auth::{Auth, Exchange, Method, Step};
@@ -41,6 +41,34 @@ pub struct PgReplication {
     parameters: Parameters,
     /// Highest flush position told so far.
     flushed: Lsn,
+    pace: Pace,
+}
+
+/// Whether the server sends faster than live traffic does. A reader that keeps up gets a backlog in reads as small as
+/// live traffic, so the size of one read tells nothing; the rate does.
+#[derive(Default)]
+struct Pace {
+    since: Option<Instant>,
+    bytes: usize,
+    fast: bool,
+}
+
+impl Pace {
+    /// Long enough to tell a backlog from one large transaction's burst, short enough to matter within it.
+    const WINDOW: Duration = Duration::from_millis(20);
+    /// 4 MB/s, about 20,000 changes a second: no live point of sale, but a quarter of what a backlog comes at.
+    const FAST_BYTES: usize = 80 * 1024;
+
+    fn received(&mut self, bytes: usize, now: Instant) {
+        let since = *self.since.get_or_insert(now);
+        self.bytes += bytes;
+        let elapsed = now - since;
+        if elapsed >= Self::WINDOW {
+            // A window that a pause stretched counts as one all the same: whoever waited is not behind.
+            self.fast = self.bytes >= Self::FAST_BYTES && elapsed < 2 * Self::WINDOW;
+            (self.since, self.bytes) = (Some(now), 0);
+        }
+    }
 }
 
 /// What the connection is for.
@@ -73,6 +101,7 @@ impl PgReplication {
             method: Method::None,
             parameters: Parameters::default(),
             flushed: Lsn(0),
+            pace: Pace::default(),
         };
         let login = async {
             connection.start_up(address, host).await?;
@@ -230,9 +259,10 @@ impl Replication for PgReplication {
     }
 
     async fn fill(&mut self, behind: bool) -> Result<(), CaptureError> {
-        self.stream.set_bulk(behind).map_err(lost)?;
         while !self.input.has_message()? {
-            read_some(&mut self.stream, &mut self.input).await?;
+            self.stream.set_bulk(behind || self.pace.fast).map_err(lost)?;
+            let bytes = read_some(&mut self.stream, &mut self.input).await?;
+            self.pace.received(bytes, Instant::now());
         }
         Ok(())
     }
@@ -294,12 +324,12 @@ impl Parameters {
 }
 
 /// Reads once. Cancel-safe: nothing is held between the socket and the buffer.
-async fn read_some(stream: &mut Stream, input: &mut Buffer) -> Result<(), CaptureError> {
+async fn read_some(stream: &mut Stream, input: &mut Buffer) -> Result<usize, CaptureError> {
     match stream.read(input.room()).await.map_err(lost)? {
         0 => Err(CaptureError::Unavailable("the server closed the connection".to_owned())),
         n => {
             input.filled(n);
-            Ok(())
+            Ok(n)
         }
     }
 }
@@ -358,6 +388,21 @@ fn literal(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_backlog_in_small_reads_is_told_from_live_traffic() {
+        let begin = Instant::now();
+        let run = |bytes: usize, gap_us: u64| {
+            let mut pace = Pace::default();
+            for read in 0..1000 {
+                pace.received(bytes, begin + Duration::from_micros(gap_us * read));
+            }
+            pace.fast
+        };
+        assert!(run(600, 30), "20 MB/s in small reads");
+        assert!(!run(2400, 13_000), "77 transactions a second");
+        assert!(!run(200_000, 100_000), "a burst every now and then");
+    }
 
     #[test]
     fn names_are_quoted_for_where_they_stand() {
