@@ -24,8 +24,11 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// empty search path makes `regclass` and the like print their schema, and keeps our own SQL from calling a function
 /// that someone planted.
 const PINNED: &str = "-c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex -c timezone=UTC \
-     -c lc_monetary=C -c standard_conforming_strings=on -c search_path= -c statement_timeout=0 -c lock_timeout=0 \
-     -c idle_in_transaction_session_timeout=0";
+     -c lc_monetary=C -c standard_conforming_strings=on -c search_path=";
+
+/// What a replication connection needs beside: a limit meant for queries must not end the stream. Ordinary SQL keeps
+/// the limits of its role.
+pub(crate) const UNLIMITED: &str = " -c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0";
 
 /// A checked connection URL.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use tillstream_schemas::Lsn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-use super::address::{Address, Endpoint};
+use super::address::{Address, Endpoint, UNLIMITED};
 use super::auth::{Auth, Exchange, Method, Step};
 use super::errors::{Asked, ServerError, definite};
 use super::frames::{Buffer, STREAM_MESSAGE_MAX, frame};
@@ -42,6 +42,7 @@ pub struct PgReplication {
     /// Highest flush position told so far.
     flushed: Lsn,
     pace: Pace,
+    streaming: bool,
 }
 
 /// Whether the server sends faster than live traffic does. A reader that keeps up gets a backlog in reads as small as
@@ -102,6 +103,7 @@ impl PgReplication {
             parameters: Parameters::default(),
             flushed: Lsn(0),
             pace: Pace::default(),
+            streaming: false,
         };
         let login = async {
             connection.start_up(address, host).await?;
@@ -123,13 +125,14 @@ impl PgReplication {
     }
 
     async fn start_up(&mut self, address: &Address, host: &Endpoint) -> Result<(), CaptureError> {
+        let options = format!("{}{UNLIMITED}", address.options);
         let parameters = [
             ("user", address.user.as_str()),
             ("database", address.database.as_str()),
             ("replication", "database"),
             ("client_encoding", "UTF8"),
             ("application_name", self.names.application.as_str()),
-            ("options", address.options.as_str()),
+            ("options", options.as_str()),
         ];
         frontend::startup_message(parameters, &mut self.output)
             .map_err(|_| definite("config.source_url", "the source's URL holds a zero byte", "the server cannot be asked", "remove it"))?;
@@ -204,6 +207,7 @@ impl PgReplication {
             match tag {
                 b'W' => {
                     self.input.set_message_max(STREAM_MESSAGE_MAX);
+                    self.streaming = true;
                     return Ok(());
                 }
                 b'E' => return Err(self.names.refusal(body)),
@@ -230,19 +234,15 @@ impl PgReplication {
 
     async fn say_goodbye(&mut self) -> Result<(), CaptureError> {
         self.stream.set_bulk(false).map_err(lost)?;
-        frontend::copy_done(&mut self.output);
-        self.flush().await?;
-        loop {
+        if self.streaming {
+            frontend::copy_done(&mut self.output);
+            self.flush().await?;
             // What is still under way is dropped: it was not acknowledged and comes again.
-            while let Some((tag, _)) = self.input.take()? {
-                if tag == b'Z' {
-                    frontend::terminate(&mut self.output);
-                    self.flush().await?;
-                    return self.stream.shutdown().await.map_err(lost);
-                }
-            }
-            read_some(&mut self.stream, &mut self.input).await?;
+            while receive(&mut self.stream, &mut self.input).await?.0 != b'Z' {}
         }
+        frontend::terminate(&mut self.output);
+        self.flush().await?;
+        self.stream.shutdown().await.map_err(lost)
     }
 }
 
