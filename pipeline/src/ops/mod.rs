@@ -2,10 +2,12 @@
 
 pub mod admin;
 pub mod codes;
+pub mod doctor;
 pub mod failure;
 pub mod health;
 pub mod metrics;
 pub mod observer;
 pub mod process;
 pub mod references;
+pub mod setup;
 pub mod status;

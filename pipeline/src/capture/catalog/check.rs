@@ -57,11 +57,7 @@ pub async fn check_start(source: &config::Source, pipeline: &str) -> Result<Star
     let catalog = Catalog::connect(source, pipeline, "check").await?;
     check_server(catalog.server())?;
     let publication = catalog.publication(&source.publication).await?.ok_or_else(|| publication_missing(source))?;
-    let names: Vec<_> = source.tables.iter().map(|t| (t.schema.clone(), t.table.clone())).collect();
-    let mut tables = Vec::with_capacity(names.len());
-    for (name, found) in names.iter().zip(catalog.tables(&names).await?) {
-        tables.push(found.ok_or_else(|| table_missing(name, &catalog.server().database))?);
-    }
+    let tables = catalog.configured_tables(source).await?;
     check_publication(source, &publication, &tables)?;
     for (table, configured) in tables.iter().zip(&source.tables) {
         if let Some(published) = publication.table(&table.schema, &table.table) {
@@ -224,6 +220,12 @@ pub(crate) fn identifier(name: &str) -> String {
     if plain { name.to_owned() } else { format!("\"{}\"", name.replace('"', "\"\"")) }
 }
 
+/// A text as SQL takes it.
+pub(crate) fn literal(text: &str) -> String {
+    // With standard_conforming_strings, which we pin, a backslash stands for itself.
+    format!("'{}'", text.replace('\'', "''"))
+}
+
 /// Reserved words that people do use as table or column names; quoting one more does no harm, one less does.
 const RESERVED: [&str; 40] = [
     "all",
@@ -281,7 +283,7 @@ fn publication_missing(source: &config::Source) -> CaptureError {
     )
 }
 
-fn table_missing(name: &(String, String), database: &str) -> CaptureError {
+pub(super) fn table_missing(name: &(String, String), database: &str) -> CaptureError {
     definite(
         "capture.table_missing",
         format!("table {}.{} does not exist in database \"{database}\"", identifier(&name.0), identifier(&name.1)),

@@ -134,7 +134,7 @@ pub struct PublicationFacts {
     pub via_root: bool,
     /// Stored generated columns: `s` (18 and later).
     #[serde(rename = "pubgencols")]
-    generated: Option<String>,
+    pub generated: Option<String>,
     /// What it holds, sorted by name.
     #[serde(skip)]
     pub tables: Vec<PublishedTable>,
@@ -193,6 +193,8 @@ pub struct TableFacts {
     pub columns: Vec<ColumnFacts>,
     /// Estimated rows, by the last ANALYZE; negative when never analyzed.
     pub rows_estimate: f64,
+    /// Updates and deletes since the server's statistics began: 0 for a table that is only appended to.
+    pub rewrites: i64,
 }
 
 /// A column.
@@ -308,6 +310,7 @@ pub(super) async fn tables(client: &Client, names: &[(String, String)]) -> Resul
     };
     let sql = format!(
         "SELECT w.ord, c.oid, c.relkind::text, c.relpersistence::text, c.relispartition, c.relrowsecurity, c.relreplident::text, c.reltuples::float8, \
+                pg_stat_get_tuples_updated(c.oid) + pg_stat_get_tuples_deleted(c.oid), \
                 {}, {} \
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY w(s, t, ord) \
          JOIN pg_namespace n ON n.nspname = w.s JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.t \
@@ -334,8 +337,9 @@ pub(super) async fn tables(client: &Client, names: &[(String, String)]) -> Resul
                 _ => Identity::Default,
             },
             rows_estimate: row.get(7),
-            primary_key: row.get(8),
-            identity_columns: row.get(9),
+            rewrites: row.get::<_, Option<i64>>(8).unwrap_or(0),
+            primary_key: row.get(9),
+            identity_columns: row.get(10),
             columns: Vec::new(),
         });
     }

@@ -20,6 +20,7 @@ mod session;
 mod snapshot;
 
 pub use check::{StartFacts, Warning, check_start};
+pub(crate) use check::{identifier, identity_warning, literal};
 pub use facts::{ColumnFacts, PublicationFacts, PublishedTable, ServerFacts, SlotFacts, TableFacts};
 pub use snapshot::Snapshot;
 
@@ -96,6 +97,16 @@ impl Catalog {
     /// The server is away or refuses.
     pub async fn tables(&self, names: &[(String, String)]) -> Result<Vec<Option<TableFacts>>, CaptureError> {
         facts::tables(&self.client, names).await
+    }
+
+    /// The configured tables, in order.
+    ///
+    /// # Errors
+    /// `capture.table_missing`, or the server is away or refuses.
+    pub async fn configured_tables(&self, source: &config::Source) -> Result<Vec<TableFacts>, CaptureError> {
+        let names: Vec<_> = source.tables.iter().map(|t| (t.schema.clone(), t.table.clone())).collect();
+        let found = self.tables(&names).await?;
+        names.iter().zip(found).map(|(name, table)| table.ok_or_else(|| check::table_missing(name, &self.server.database))).collect()
     }
 
     /// One table.

@@ -14,8 +14,8 @@ use tillstream_schemas::Lsn;
 use crate::capture::CaptureError;
 use crate::capture::source::Frame;
 
-/// What one read may bring.
-pub(super) const READ_BYTES: usize = 256 * 1024;
+/// What one read may bring: what bulk reading lets gather, and what arrives while the reader wakes up.
+pub(super) const READ_BYTES: usize = 512 * 1024;
 
 /// A buffer that a large row made grow beyond this is given back once the row is through.
 const KEPT_BYTES: usize = 4 * READ_BYTES;

@@ -58,15 +58,13 @@ impl Pace {
     /// Long enough to tell a backlog from one large transaction's burst, short enough to matter within it.
     const WINDOW: Duration = Duration::from_millis(20);
     /// 4 MB/s, about 20,000 changes a second: no live point of sale, but a quarter of what a backlog comes at.
-    const FAST_BYTES: usize = 80 * 1024;
+    const FAST_BYTES_PER_SECOND: u128 = 4 << 20;
 
     fn received(&mut self, bytes: usize, now: Instant) {
-        let since = *self.since.get_or_insert(now);
         self.bytes += bytes;
-        let elapsed = now - since;
+        let elapsed = now - *self.since.get_or_insert(now);
         if elapsed >= Self::WINDOW {
-            // A window that a pause stretched counts as one all the same: whoever waited is not behind.
-            self.fast = self.bytes >= Self::FAST_BYTES && elapsed < 2 * Self::WINDOW;
+            self.fast = self.bytes as u128 * 1_000_000 >= Self::FAST_BYTES_PER_SECOND * elapsed.as_micros();
             (self.since, self.bytes) = (Some(now), 0);
         }
     }

@@ -1,0 +1,81 @@
+//! Runs a plan, statement by statement.
+
+use tokio_postgres::error::SqlState;
+
+use super::plan::{Plan, Statement};
+use crate::capture::CaptureError;
+use crate::capture::catalog::{Catalog, sql_error};
+use crate::capture::wire::wal_level;
+
+/// What became of a statement.
+#[derive(Clone, Copy, Debug)]
+pub struct Applied<'a> {
+    /// The step it belongs to, from 1.
+    pub step: usize,
+    /// What the step is for.
+    pub title: &'a str,
+    /// The statement.
+    pub sql: &'a str,
+}
+
+/// Runs the plan over the connection that [`super::prepare`] opened, and reports each statement once it is done.
+///
+/// # Errors
+/// The first statement that fails ends it; what was done stays and is found done the next time. `capture.wal_level`
+/// before the slot when the server cannot decode; `setup.slot_waits` when open transactions hold the slot up.
+pub async fn apply(plan: &Plan, catalog: &Catalog, mut report: impl FnMut(Applied<'_>)) -> Result<(), CaptureError> {
+    // Adding a table to a publication waits for maintenance on it, a slot for open transactions: neither for ever.
+    run(catalog, "SET lock_timeout = '5s'").await?;
+    run(catalog, "SET statement_timeout = '60s'").await?;
+    for (n, step) in plan.steps.iter().enumerate() {
+        for Statement(sql) in &step.statements {
+            let is_slot = sql.contains("pg_create_logical_replication_slot");
+            if is_slot && catalog.server().wal_level != "logical" {
+                return Err(wal_level(&format!("wal_level = {}", catalog.server().wal_level)));
+            }
+            match catalog.client().batch_execute(sql).await {
+                Ok(()) => report(Applied { step: n + 1, title: &step.title, sql }),
+                Err(error) if is_slot && error.code() == Some(&SqlState::QUERY_CANCELED) => return Err(slot_waits(catalog).await),
+                Err(error) => return Err(failed(n + 1, sql, error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn run(catalog: &Catalog, sql: &str) -> Result<(), CaptureError> {
+    catalog.client().batch_execute(sql).await.map_err(sql_error)
+}
+
+fn failed(step: usize, sql: &str, error: tokio_postgres::Error) -> CaptureError {
+    let first_line = sql.lines().find(|l| !l.starts_with("DO ") && !l.contains("IF NOT EXISTS")).unwrap_or_default().trim().to_owned();
+    if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+        return CaptureError::Definite {
+            code: "setup.not_permitted",
+            what: format!("step {step} is not permitted: {first_line}"),
+            why: sql_error(error).to_string(),
+            fix: "run it as a superuser (or the host's admin role) by --admin-url, or give the printed SQL to somebody who may".to_owned(),
+        };
+    }
+    match sql_error(error) {
+        CaptureError::Unavailable(why) => CaptureError::Definite {
+            code: "setup.failed",
+            what: format!("step {step} failed: {first_line}"),
+            why,
+            fix: "mend what it says and run setup again; what was done is found done".to_owned(),
+        },
+        definite => definite,
+    }
+}
+
+async fn slot_waits(catalog: &Catalog) -> CaptureError {
+    let sql = "SELECT string_agg(format('pid %s (%s, since %s)', pid, coalesce(nullif(application_name, ''), usename), xact_start::timestamptz(0)), '; ') \
+               FROM (SELECT * FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() ORDER BY xact_start LIMIT 5) t";
+    let open: Option<String> = catalog.client().query_one(sql, &[]).await.ok().and_then(|row| row.get(0));
+    CaptureError::Definite {
+        code: "setup.slot_waits",
+        what: "creating the slot waited a minute for open transactions and gave up".to_owned(),
+        why: open.unwrap_or_else(|| "they are not visible to this role".to_owned()),
+        fix: "wait until they end, or end them, and run setup again".to_owned(),
+    }
+}
