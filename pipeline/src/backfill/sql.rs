@@ -162,6 +162,7 @@ mod tests {
             identity_columns: identity_columns.iter().map(|s| (*s).to_owned()).collect(),
             columns: vec![column("note", "text"), column("day", "date"), column("id", "character(3)")],
             rows_estimate: 0.0,
+            rewrites: 0,
         }
     }
 

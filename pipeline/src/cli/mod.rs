@@ -1,9 +1,11 @@
 //! The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
 mod dead_letters;
+mod doctor;
 mod explain;
 mod output;
 mod run;
+mod setup;
 mod status;
 mod tap;
 mod validate;
@@ -81,6 +83,10 @@ enum Command {
     DeadLetters(dead_letters::Command),
     /// Check configuration files: syntax, keys, references, and the live catalogue
     Validate(validate::Arguments),
+    /// Print (or run) the SQL that prepares the source database
+    Setup(setup::Arguments),
+    /// Check the source database and say what to mend
+    Doctor(doctor::Arguments),
     /// Tell what an error code means, what it does and how to mend it
     Explain(explain::Arguments),
     /// The demo: traffic, pretend targets, comparison
@@ -134,7 +140,8 @@ impl Command {
             Command::Validate(arguments) => arguments.format,
             Command::Tap(arguments) => arguments.failure_format(),
             Command::DeadLetters(command) => command.format(),
-            Command::Explain(_) | Command::Demo(_) => Format::Human,
+            Command::Doctor(arguments) => arguments.format,
+            Command::Setup(_) | Command::Explain(_) | Command::Demo(_) => Format::Human,
         }
     }
 }
@@ -146,6 +153,8 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
         Command::DeadLetters(command) => dead_letters::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,
+        Command::Setup(arguments) => setup::run(arguments, &registry).await,
+        Command::Doctor(arguments) => doctor::run(arguments, &registry).await,
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Demo(command) => crate::demo::run(command).await.map_err(|error| {
             eprintln!("error[{}]: {error}", error.code);

@@ -9,6 +9,7 @@ use tillstream::capture::wire::{Method, PgReplication, PgSource};
 use tokio::time::timeout;
 
 mod drain;
+mod owner;
 mod server;
 
 use server::{Server, source};

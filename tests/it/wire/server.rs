@@ -38,7 +38,20 @@ impl Server {
 
     /// Runs SQL as superuser and returns what psql prints, without headings.
     pub(super) fn sql(&self, database: &str, sql: &str) -> String {
-        self.script("psql", &["-d", database, "-v", "ON_ERROR_STOP=1", "-Atc", sql], "")
+        self.psql(database, &["-c", sql])
+    }
+
+    /// Runs psql as superuser.
+    pub(super) fn psql(&self, database: &str, arguments: &[&str]) -> String {
+        self.script("psql", &[&["-d", database, "-v", "ON_ERROR_STOP=1", "-At"], arguments].concat(), "")
+    }
+
+    /// Whether SQL succeeds.
+    pub(super) fn try_sql(&self, database: &str, sql: &str) -> bool {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/postgres.sh");
+        let server = self.dir.path().join("server");
+        let output = Command::new(script).arg("psql").arg(server).args(["-d", database, "-c", sql]).output();
+        output.expect("docker/postgres.sh runs").status.success()
     }
 
     /// Directory of the server's programs.

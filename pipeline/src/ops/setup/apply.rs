@@ -18,6 +18,20 @@ pub struct Applied<'a> {
     pub sql: &'a str,
 }
 
+impl<'a> Applied<'a> {
+    /// The line of the statement that says what it does.
+    #[must_use]
+    pub fn summary(&self) -> &'a str {
+        summary(self.sql)
+    }
+}
+
+/// The telling line: of a guarded block, what is inside the guard.
+fn summary(sql: &str) -> &str {
+    let telling = |l: &&str| ["CREATE ", "ALTER ", "GRANT ", "SELECT pg_create"].iter().any(|word| l.starts_with(word));
+    sql.lines().map(str::trim).find(telling).unwrap_or_default()
+}
+
 /// Runs the plan over the connection that [`super::prepare`] opened, and reports each statement once it is done.
 ///
 /// # Errors
@@ -48,7 +62,7 @@ async fn run(catalog: &Catalog, sql: &str) -> Result<(), CaptureError> {
 }
 
 fn failed(step: usize, sql: &str, error: tokio_postgres::Error) -> CaptureError {
-    let first_line = sql.lines().find(|l| !l.starts_with("DO ") && !l.contains("IF NOT EXISTS")).unwrap_or_default().trim().to_owned();
+    let first_line = summary(sql);
     if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
         return CaptureError::Definite {
             code: "setup.not_permitted",
