@@ -3,7 +3,9 @@
 //! A connector's life has three steps that stay apart: *validate* is pure, *build* starts nothing, *deliver* acts.
 //! Nothing here retries, waits, keeps a checkpoint or knows where events come from: that is delivery's, in `tillstream`.
 
+mod block;
 pub mod http;
+pub mod idempotency;
 pub mod registry;
 pub mod scripted;
 pub mod sink;

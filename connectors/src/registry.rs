@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::http::HttpKind;
 use crate::sink::{Idempotency, LaneId, OnDelete, Sink};
+use crate::sql::SqlKind;
 
 /// One problem in a `to:` block, by path within the block (`tables.public.stock_txn.key`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,7 +63,7 @@ impl Registry {
     /// The kinds that come with Tillstream.
     #[must_use]
     pub fn built_in() -> Self {
-        Registry::default()
+        Registry::default().with(Box::new(SqlKind)).with(Box::new(HttpKind))
     }
 
     /// Adds a kind; a later one of the same name wins, so that a program can replace a built-in.

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
+use tillstream_connectors::idempotency;
 use tillstream_connectors::sink::{Idempotency, Item, OnDelete};
 use tillstream_schemas::envelope::EventError;
 use tillstream_schemas::{Event, Op, Position};
@@ -134,47 +134,14 @@ pub(super) fn is_versioned(idempotency: Idempotency) -> bool {
     }
 }
 
-/// Names an effect: 52 characters of lower-case base32 over the SHA-256 of connector, event id and number of the
-/// output, each behind its length so that no two triples read the same.
+/// Names the effect of one output of an event at one connector.
 pub(super) fn idempotency_key(connector: &str, event_id: &str, output: u32) -> String {
-    let mut hash = Sha256::new();
-    for text in [connector, event_id] {
-        hash.update((text.len() as u64).to_be_bytes());
-        hash.update(text);
-    }
-    hash.update(output.to_be_bytes());
-    base32(&hash.finalize())
-}
-
-/// RFC 4648 base32, lower case, without padding.
-fn base32(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let mut text = String::with_capacity(bytes.len().div_ceil(5) * 8);
-    let (mut bits, mut held) = (0u32, 0u32);
-    for byte in bytes {
-        bits = (bits << 8 | u32::from(*byte)) & 0xfff;
-        held += 8;
-        while held >= 5 {
-            held -= 5;
-            text.push(char::from(ALPHABET[(bits >> held & 31) as usize]));
-        }
-    }
-    if held > 0 {
-        text.push(char::from(ALPHABET[(bits << (5 - held) & 31) as usize]));
-    }
-    text
+    idempotency::key([connector.as_bytes(), event_id.as_bytes(), &output.to_be_bytes()])
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn base32_is_the_usual_one_in_lower_case() {
-        for (bytes, text) in [("", ""), ("f", "my"), ("fo", "mzxq"), ("foo", "mzxw6"), ("foob", "mzxw6yq"), ("foobar", "mzxw6ytboi")] {
-            assert_eq!(base32(bytes.as_bytes()), text);
-        }
-    }
 
     #[test]
     fn keys_are_stable_short_and_apart() {

@@ -167,10 +167,11 @@ impl Filter {
         Filter::default()
     }
 
-    /// A filter for a reader that goes on behind a checkpoint: the next live entry must follow `position`.
+    /// A filter for a reader that goes on behind a checkpoint: the next live entry must follow `position`. A checkpoint
+    /// without a position was saved before any entry named one (only a fence was read), so the next one may.
     #[must_use]
     pub fn resume(token: u32, position: Position) -> Self {
-        Filter { token, position: Some(position), resumed: true, ..Filter::default() }
+        Filter { token, position: (!position.is_none()).then_some(position), resumed: true, ..Filter::default() }
     }
 
     /// The highest token seen.
@@ -513,8 +514,8 @@ mod tests {
         assert!(filter.push(Offset(0), &parts[0]).is_ok());
         assert_eq!(filter.push(Offset(1), &parts[1]).map_err(|e| e.code()), Err("delivery.malformed_entry"));
 
-        let parts = split(1, 10, 0, b"abcdefghij", 3);
-        let mut filter = Filter::resume(1, Position::NONE);
+        let parts = split(1, 10, 5, b"abcdefghij", 3);
+        let mut filter = Filter::resume(1, at(5));
         assert!(filter.push(Offset(0), &parts[0]).is_ok());
         assert_eq!(filter.push(Offset(1), &parts[2]), Ok(Verdict::Skip(Skip::Part)));
         let next = bytes(&event(1, 20, 10), b"{}");

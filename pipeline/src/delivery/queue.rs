@@ -292,3 +292,165 @@ fn reject(head: Head, item: Item, reason: Reason, attempts: u32) -> Rejected {
     let first_at_ms = if head.tries.first_at_ms == 0 { now_ms() } else { head.tries.first_at_ms };
     Rejected { origin: head.origin, offset: head.offset, item, reason, attempts, first_at_ms }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::delivery::events::{Prepared, idempotency_key};
+    use tillstream_connectors::sink::Retry;
+
+    const LIMITS: Limits = Limits { items_max: 3, bytes_max: 1_000_000, linger: Duration::from_millis(100), one_per_key: true };
+    const RETRY: config::Retry = config::Retry { base: Duration::from_secs(1), max: Duration::from_secs(8), give_up_after: None };
+
+    /// A queue and a clock that the test moves.
+    struct Bench {
+        queue: Queue,
+        now: Instant,
+        next: u64,
+    }
+
+    impl Bench {
+        fn new(limits: Limits, retry: config::Retry) -> Bench {
+            Bench { queue: Queue::new(limits, retry, Offset(0)), now: Instant::now(), next: 0 }
+        }
+
+        /// Adds a change of each row.
+        fn push(&mut self, rows: &[u64]) {
+            for row in rows {
+                let body = format!(
+                    "{{\"id\":\"e1-0/1-{}\",\"op\":\"insert\",\"schema\":\"s\",\"table\":\"t\",\"key\":{{\"id\":{row}}},\"before\":null,\
+                     \"after\":{{\"id\":{row}}},\"unchanged\":[],\"commit_lsn\":\"0/1\",\"ordinal\":{},\"xid\":1,\
+                     \"committed_at\":\"2026-11-22T10:00:00.000000Z\"}}",
+                    self.next, self.next
+                );
+                let prepared = Prepared::parse(body.as_bytes(), 0).expect("an event");
+                let event = prepared.event.clone();
+                let item = Item { idempotency_key: idempotency_key("c", event.id(), 0), version: event.version(), event };
+                let work = Work::new(Origin::Journal(Sequence(self.next)), Offset(self.next), &prepared, item, self.now);
+                self.queue.push(work);
+                self.next += 1;
+            }
+        }
+
+        /// The next batch's sequences; empty when there is none yet.
+        fn cut(&mut self) -> Vec<Work> {
+            match self.queue.cut(self.now, false) {
+                Cut::Batch(batch) => batch,
+                Cut::Wait(_) | Cut::Empty => Vec::new(),
+            }
+        }
+
+        fn apply(&mut self, batch: Vec<Work>, outcomes: Vec<Outcome>) -> Applied {
+            let (heads, items) = batch.into_iter().map(|w| (w.head, w.item)).unzip();
+            self.queue.apply(heads, items, outcomes, self.now)
+        }
+    }
+
+    fn sequences(batch: &[Work]) -> Vec<u64> {
+        let sequence = |w: &Work| match w.head.origin {
+            Origin::Journal(Sequence(n)) => n,
+            Origin::Redrive(_) => u64::MAX,
+        };
+        batch.iter().map(sequence).collect()
+    }
+
+    fn retry(after: Option<Duration>) -> Outcome {
+        Outcome::Retry(Retry { reason: Reason { code: "test.busy".into(), message: "busy".into() }, after })
+    }
+
+    #[test]
+    fn a_batch_waits_for_company_but_not_long() {
+        let mut bench = Bench::new(LIMITS, RETRY);
+        bench.push(&[1, 2]);
+        assert!(bench.cut().is_empty());
+        bench.now += Duration::from_millis(100);
+        assert_eq!(sequences(&bench.cut()), [0, 1]);
+        bench.push(&[1, 2, 3, 4]);
+        assert_eq!(sequences(&bench.cut()), [2, 3, 4], "a full one goes at once");
+    }
+
+    #[test]
+    fn bytes_bound_a_batch_and_one_large_event_still_goes() {
+        let mut bench = Bench::new(Limits { bytes_max: 10, ..LIMITS }, RETRY);
+        bench.push(&[1, 2]);
+        assert_eq!(sequences(&bench.cut()), [0]);
+        assert_eq!(sequences(&bench.cut()), [1]);
+    }
+
+    #[test]
+    fn a_rows_second_event_waits_for_its_first() {
+        let mut bench = Bench::new(LIMITS, RETRY);
+        bench.push(&[1, 2, 1, 3]);
+        let batch = bench.cut();
+        assert_eq!(sequences(&batch), [0, 1]);
+        bench.apply(batch, vec![retry(None), Outcome::Delivered]);
+        bench.now += Duration::from_millis(200);
+        assert_eq!(sequences(&bench.cut()), [3], "the row that waits is passed by");
+        bench.now += Duration::from_secs(2);
+        assert_eq!(sequences(&bench.cut()), [0]);
+        bench.now += Duration::from_secs(2);
+        assert_eq!(sequences(&bench.cut()), [2]);
+    }
+
+    #[test]
+    fn what_was_not_attempted_goes_first_and_in_order() {
+        let mut bench = Bench::new(LIMITS, RETRY);
+        bench.push(&[1, 2, 3]);
+        let batch = bench.cut();
+        let applied = bench.apply(batch, vec![Outcome::Delivered]);
+        assert_eq!((applied.delivered.len(), applied.retries), (1, 0));
+        bench.push(&[4]);
+        assert_eq!(sequences(&bench.cut()), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_pause_that_the_target_asks_for_is_no_attempt() {
+        let limit = config::Retry { give_up_after: Some(Duration::from_secs(5)), ..RETRY };
+        let mut bench = Bench::new(LIMITS, limit);
+        bench.push(&[1]);
+        for _ in 0..20 {
+            bench.now += Duration::from_secs(10);
+            let batch = bench.cut();
+            let applied = bench.apply(batch, vec![retry(Some(Duration::from_secs(9)))]);
+            assert_eq!((applied.retries, applied.pause), (1, Some(Duration::from_secs(9))));
+        }
+    }
+
+    #[test]
+    fn giving_up_counts_only_while_the_target_takes_others() {
+        let limit = config::Retry { give_up_after: Some(Duration::from_secs(30)), ..RETRY };
+        let mut bench = Bench::new(LIMITS, limit);
+        bench.push(&[1]);
+        for _ in 0..20 {
+            bench.now += Duration::from_secs(20);
+            let batch = bench.cut();
+            assert!(bench.apply(batch, vec![retry(None)]).rejected.is_empty(), "nobody gets through: the target is away");
+        }
+        let mut rejected = Vec::new();
+        for attempt in 0..3 {
+            bench.push(&[10 + attempt]);
+            bench.now += Duration::from_secs(20);
+            let batch = bench.cut();
+            let outcomes = batch.iter().map(|w| if w.item.event.key_text().ends_with("\u{1f}1") { retry(None) } else { Outcome::Delivered });
+            let outcomes = outcomes.collect();
+            rejected.extend(bench.apply(batch, outcomes).rejected);
+        }
+        assert_eq!(rejected.len(), 1);
+        assert!(rejected[0].attempts > 20);
+    }
+
+    #[test]
+    fn a_lanes_own_mark_stops_below_what_waits() {
+        let mut bench = Bench::new(LIMITS, RETRY);
+        bench.push(&[1, 2, 3, 4]);
+        let batch = bench.cut();
+        assert_eq!(bench.queue.own(), Offset(3), "what the batch holds is applied with it");
+        bench.apply(batch, vec![Outcome::Delivered, retry(None), Outcome::Delivered]);
+        bench.now += Duration::from_millis(100);
+        let batch = bench.cut();
+        assert_eq!((sequences(&batch), bench.queue.own()), (vec![3], Offset(1)));
+        bench.apply(batch, vec![Outcome::Delivered]);
+        bench.now += Duration::from_secs(2);
+        assert_eq!((sequences(&bench.cut()), bench.queue.own()), (vec![1], Offset(4)));
+    }
+}

@@ -1,4 +1,6 @@
 //! Delivery against scripted and real sinks.
 
+mod http;
 mod pos;
 mod runtime;
+mod sql;

@@ -45,6 +45,10 @@ pub(super) fn update(table: &'static str, id: u64, qty: u64) -> Change {
     Change { op: Op::Update, ..insert(table, id, qty) }
 }
 
+pub(super) fn delete(table: &'static str, id: u64) -> Change {
+    Change { op: Op::Delete, after: None, ..insert(table, id, 0) }
+}
+
 pub(super) fn truncate(table: &'static str) -> Change {
     Change { op: Op::Truncate, table, key: "null".into(), after: None }
 }
@@ -90,6 +94,17 @@ impl Capture {
 
     /// As [`Self::commit`], without waiting.
     pub(super) async fn write(&mut self, partition: u16, changes: &[Change]) {
+        self.write_unchanged(partition, changes, &[]).await;
+    }
+
+    /// As [`Self::commit`], with columns whose large values the server did not send.
+    pub(super) async fn commit_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str]) {
+        self.write_unchanged(partition, changes, unchanged).await;
+        self.writer.flush().await.expect("stores");
+    }
+
+    async fn write_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str]) {
+        let unchanged = serde_json::json!(unchanged);
         self.lsn += 0x100;
         let mut batch = BatchBuffer::default();
         for (n, change) in (0u32..).zip(changes) {
@@ -98,7 +113,7 @@ impl Capture {
             let after = after.as_deref().unwrap_or("null");
             let body = format!(
                 "{{\"id\":\"e{position}\",\"op\":\"{op}\",\"schema\":\"public\",\"table\":\"{table}\",\"key\":{key},\"before\":null,\"after\":{after},\
-                 \"unchanged\":[],\"commit_lsn\":\"{}\",\"ordinal\":{n},\"xid\":7,\"committed_at\":\"2026-11-22T10:00:00.000000Z\"}}",
+                 \"unchanged\":{unchanged},\"commit_lsn\":\"{}\",\"ordinal\":{n},\"xid\":7,\"committed_at\":\"2026-11-22T10:00:00.000000Z\"}}",
                 Lsn(self.lsn)
             );
             batch.push(&self.header(Kind::Event, partition, position), body.as_bytes());

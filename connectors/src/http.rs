@@ -1,1 +1,0 @@
-//! The `http` sink: JSON over HTTP, one event a request or a batch of them.

@@ -1,0 +1,171 @@
+//! Reaching the target database: address, TLS, session.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::task::JoinHandle;
+use tokio_postgres::config::Host;
+use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::errors::classify;
+use crate::sink::{Class, SinkError};
+
+/// A host that does not answer within this is given up for this attempt.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Unacknowledged bytes older than this break the connection, so that a frozen host is noticed.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How a connection is protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Tls {
+    Disable,
+    /// The certificate must come from this file's CA (or the system's) and carry the host's name.
+    VerifyFull(Option<PathBuf>),
+}
+
+/// A checked connection URL. Never printed with its password.
+#[derive(Clone)]
+pub(super) struct Address {
+    config: Config,
+    tls: Tls,
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // `Config` hides the password itself.
+        f.debug_struct("Address").field("config", &self.config).field("tls", &self.tls).finish()
+    }
+}
+
+/// A session and the task that drives it; both end together.
+pub(super) struct Session {
+    pub(super) client: Client,
+    driver: JoinHandle<()>,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Address {
+    /// Checks a URL. The error says what is wrong with which key and repeats no value.
+    pub(super) fn parse(url: &str) -> Result<Address, String> {
+        if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
+            return Err("must begin with postgres://".into());
+        }
+        let (base, query) = url.split_once('?').unwrap_or((url, ""));
+        let (mut mode, mut root, mut rest) = (None, None, Vec::new());
+        for pair in query.split('&').filter(|p| !p.is_empty()) {
+            match pair.split_once('=') {
+                Some(("sslmode", value)) => mode = Some(value),
+                Some(("sslrootcert", value)) => root = Some(PathBuf::from(value)),
+                _ => rest.push(pair),
+            }
+        }
+        let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
+        let mut config: Config = url.parse().map_err(|_| "is not a PostgreSQL URL".to_owned())?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err("names no host".into());
+        }
+        if config.get_user().is_none() {
+            return Err("names no user".into());
+        }
+        let loopback = config.get_hosts().iter().all(|h| match h {
+            Host::Tcp(name) => name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+            Host::Unix(_) => true,
+        });
+        let tls = match mode {
+            Some("disable") => Tls::Disable,
+            Some("verify-full") => Tls::VerifyFull(root),
+            // Nothing leaves the machine on loopback; anywhere else encryption without verification would only look safe.
+            None if loopback => Tls::Disable,
+            None => Tls::VerifyFull(root),
+            Some(_) => return Err("has an sslmode other than disable and verify-full".into()),
+        };
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        config.tcp_user_timeout(TCP_USER_TIMEOUT);
+        let tls_mode =
+            if tls == Tls::Disable { tokio_postgres::config::SslMode::Disable } else { tokio_postgres::config::SslMode::Require };
+        config.ssl_mode(tls_mode);
+        Ok(Address { config, tls })
+    }
+
+    /// Connects and prepares the session.
+    pub(super) async fn connect(&self, name: &str, statement_timeout: Duration) -> Result<Session, SinkError> {
+        let mut config = self.config.clone();
+        config.application_name(name);
+        let session = match &self.tls {
+            Tls::Disable => {
+                let (client, connection) = config.connect(NoTls).await.map_err(|e| classify(&e))?;
+                Session { client, driver: tokio::spawn(async move { drop(connection.await) }) }
+            }
+            Tls::VerifyFull(root) => {
+                let tls = MakeRustlsConnect::new(tls_config(root.as_ref())?);
+                let (client, connection) = config.connect(tls).await.map_err(|e| classify(&e))?;
+                Session { client, driver: tokio::spawn(async move { drop(connection.await) }) }
+            }
+        };
+        // Values are text as the source printed it: what a role or database has set must not change their meaning.
+        let set = format!(
+            "SET datestyle = ISO; SET intervalstyle = postgres; SET timezone = 'UTC'; SET bytea_output = hex; SET statement_timeout = {}",
+            statement_timeout.as_millis()
+        );
+        session.client.batch_execute(&set).await.map_err(|e| classify(&e))?;
+        Ok(session)
+    }
+}
+
+fn tls_config(root: Option<&PathBuf>) -> Result<rustls::ClientConfig, SinkError> {
+    let refuse = |message: String| SinkError { code: "sql.tls".into(), message, class: Class::Definite, after: None };
+    let mut roots = RootCertStore::empty();
+    match root {
+        Some(path) => {
+            let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+            let certificates = read.map_err(|e| refuse(format!("sslrootcert cannot be read: {e}")))?;
+            roots.add_parsable_certificates(certificates);
+        }
+        None => {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+    }
+    if roots.is_empty() {
+        return Err(refuse("no CA certificate is trusted: set sslrootcert in the url".into()));
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|e| refuse(format!("no TLS version to offer: {e}")))?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_is_on_and_verified_anywhere_but_on_loopback() {
+        let tls = |url: &str| Address::parse(url).map(|a| a.tls);
+        assert_eq!(tls("postgres://u@127.0.0.1:5432/d"), Ok(Tls::Disable));
+        assert_eq!(tls("postgres://u@db.example/d"), Ok(Tls::VerifyFull(None)));
+        assert_eq!(tls("postgres://u@db.example/d?sslmode=disable"), Ok(Tls::Disable));
+        assert_eq!(tls("postgres://u@localhost/d?sslrootcert=/ca.pem&sslmode=verify-full"), Ok(Tls::VerifyFull(Some("/ca.pem".into()))));
+        assert!(tls("postgres://u@db.example/d?sslmode=require").is_err());
+        assert!(tls("mysql://u@db.example/d").is_err());
+        assert!(tls("postgres:///d").is_err());
+    }
+
+    #[test]
+    fn the_password_is_never_shown() {
+        let address = Address::parse("postgres://u:hunter2@127.0.0.1/d").expect("valid");
+        assert!(!format!("{address:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,25 @@
+//! The `sql` sink: rows of a PostgreSQL database that follow the source, each guarded by its version, with the lane's
+//! mark in the same transaction.
+//!
+//! ```text
+//!  batch ─▶ fold (one row per key, the newest) ─▶ one statement per table and shape ─▶ mark ─▶ COMMIT
+//!                                                          │ data error
+//!                                                          └─▶ halves, in savepoints, until the row stands alone
+//! ```
+//!
+//! Every target table has two columns of ours: `_version` (text, compared byte by byte) and `_deleted`. A row is
+//! written only when its version is higher than the stored one, so a repeat changes nothing. Values travel as text and
+//! PostgreSQL casts them to the column's type.
+//!
+//! Owns one connection per lane; never retries and never decides what becomes of a refused row.
+
+mod config;
+mod connect;
+mod convert;
+mod errors;
+mod fold;
+mod layout;
+mod sink;
+mod statements;
+
+pub use config::SqlKind;

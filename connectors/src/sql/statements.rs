@@ -1,0 +1,129 @@
+//! The SQL that writes rows. Pure.
+//!
+//! Every statement takes one text array per column and one of versions, and answers the ordinals (from 1) of the rows
+//! it wrote; the others had this version or a newer one already.
+
+use super::layout::{Column, Layout};
+
+/// Name of the table of marks, found by the role's search path.
+pub(super) const MARKS: &str = "tillstream_mark";
+
+/// Creates it.
+pub(super) const CREATE_MARKS: &str = "CREATE TABLE tillstream_mark (connector text NOT NULL, partition integer NOT NULL, lane integer NOT NULL, \
+     mark bytea NOT NULL, updated_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (connector, partition, lane));";
+
+/// Stores a mark, but never over a later owner's.
+pub(super) const STORE_MARK: &str = "INSERT INTO tillstream_mark AS m (connector, partition, lane, mark) VALUES ($1, $2, $3, $4) \
+     ON CONFLICT (connector, partition, lane) DO UPDATE SET mark = excluded.mark, updated_at = now() WHERE m.mark <= excluded.mark RETURNING 1";
+
+/// Reads a mark.
+pub(super) const READ_MARK: &str = "SELECT mark FROM tillstream_mark WHERE connector = $1 AND partition = $2 AND lane = $3";
+
+/// An identifier, quoted.
+pub(super) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// `u`: the parameters as rows, columns `k0…`, `c0…`, `v` and the ordinal `n`.
+fn parameters(keys: usize, present: &[usize]) -> String {
+    let names: Vec<String> = (0..keys).map(|n| format!("k{n}")).chain(present.iter().map(|n| format!("c{n}"))).collect();
+    let arrays: Vec<String> = (1..=names.len() + 1).map(|n| format!("${n}::text[]")).collect();
+    let comma = if names.is_empty() { "" } else { ", " };
+    format!("u AS (SELECT * FROM unnest({}) WITH ORDINALITY AS u({}{comma}v, n))", arrays.join(", "), names.join(", "))
+}
+
+/// `t.k = u.k` over the key.
+fn same_key(keys: &[Column], left: &str) -> String {
+    let same = |(n, key): (usize, &Column)| format!("{left}.{} = u.k{n}::{}", key.quoted, key.cast);
+    keys.iter().enumerate().map(same).collect::<Vec<_>>().join(" AND ")
+}
+
+const OLDER: &str = "(t._version IS NULL OR t._version COLLATE \"C\" < u.v COLLATE \"C\")";
+
+/// Inserts or updates rows whose every column has a value.
+pub(super) fn upsert(layout: &Layout) -> String {
+    let all: Vec<usize> = (0..layout.columns.len()).collect();
+    let (names, values) = names_and_values(layout, &all);
+    let keys = layout.keys.iter().map(|k| k.quoted.as_str()).collect::<Vec<_>>().join(", ");
+    let set: String = layout.columns.iter().map(|c| format!("{0} = excluded.{0}, ", c.quoted)).collect();
+    format!(
+        "WITH {}, w AS (INSERT INTO {} AS t ({names}, _version, _deleted) SELECT {values}, u.v, false FROM u \
+         ON CONFLICT ({keys}) DO UPDATE SET {set}_version = excluded._version, _deleted = false \
+         WHERE t._version IS NULL OR t._version COLLATE \"C\" < excluded._version COLLATE \"C\" RETURNING {}) \
+         SELECT u.n FROM u JOIN w ON {}",
+        parameters(layout.keys.len(), &all),
+        layout.target,
+        returned_keys(layout),
+        same_key(&layout.keys, "w"),
+    )
+}
+
+/// Updates rows of which some columns are left alone; a row that is not there is inserted without them. Not an upsert:
+/// PostgreSQL checks NOT NULL of the row to insert before it looks for the one to update.
+pub(super) fn partial(layout: &Layout, present: &[bool]) -> String {
+    let present: Vec<usize> = present.iter().enumerate().filter(|(_, p)| **p).map(|(n, _)| n).collect();
+    let (names, values) = names_and_values(layout, &present);
+    let set = |n: &usize| format!("{} = u.c{n}::{}, ", layout.columns[*n].quoted, layout.columns[*n].cast);
+    let set: String = present.iter().map(set).collect();
+    write_existing(layout, &present, &set, false, Some((&names, &values)))
+}
+
+/// Marks rows as deleted. A row that is not there becomes a tombstone where the table's columns allow it.
+pub(super) fn tombstone(layout: &Layout) -> String {
+    let (names, values) = names_and_values(layout, &[]);
+    write_existing(layout, &[], "", true, layout.can_insert_tombstones.then_some((&names, &values)))
+}
+
+fn write_existing(layout: &Layout, present: &[usize], set: &str, deleted: bool, insert: Option<(&str, &str)>) -> String {
+    let target = &layout.target;
+    let mut sql = format!(
+        "WITH {}, w AS (UPDATE {target} AS t SET {set}_version = u.v, _deleted = {deleted} FROM u WHERE {} AND {OLDER} RETURNING u.n)",
+        parameters(layout.keys.len(), present),
+        same_key(&layout.keys, "t"),
+    );
+    match insert {
+        None => sql.push_str(" SELECT n FROM w"),
+        Some((names, values)) => {
+            let keys = same_key(&layout.keys, "t");
+            sql.push_str(&format!(
+                ", i AS (INSERT INTO {target} AS t ({names}, _version, _deleted) SELECT {values}, u.v, {deleted} FROM u \
+                 WHERE NOT EXISTS (SELECT FROM {target} AS t WHERE {keys}) ON CONFLICT DO NOTHING RETURNING {}) \
+                 SELECT n FROM w UNION ALL SELECT u.n FROM u JOIN i ON {}",
+                returned_keys(layout),
+                same_key(&layout.keys, "i"),
+            ));
+        }
+    }
+    sql
+}
+
+/// Deletes rows.
+pub(super) fn delete(layout: &Layout) -> String {
+    format!(
+        "WITH {} DELETE FROM {} AS t USING u WHERE {} AND {OLDER} RETURNING u.n",
+        parameters(layout.keys.len(), &[]),
+        layout.target,
+        same_key(&layout.keys, "t")
+    )
+}
+
+/// Every row older than the truncate goes, or becomes a tombstone. Takes the version alone.
+pub(super) fn truncate(layout: &Layout, tombstones: bool) -> String {
+    let older = "(_version IS NULL OR _version COLLATE \"C\" < $1 COLLATE \"C\")";
+    if tombstones {
+        format!("UPDATE {} SET _version = $1, _deleted = true WHERE {older}", layout.target)
+    } else {
+        format!("DELETE FROM {} WHERE {older}", layout.target)
+    }
+}
+
+fn names_and_values(layout: &Layout, present: &[usize]) -> (String, String) {
+    let keys = layout.keys.iter().enumerate().map(|(n, c)| (c, format!("u.k{n}")));
+    let columns = present.iter().map(|n| (&layout.columns[*n], format!("u.c{n}")));
+    let (names, values): (Vec<_>, Vec<_>) = keys.chain(columns).map(|(c, v)| (c.quoted.clone(), format!("{v}::{}", c.cast))).unzip();
+    (names.join(", "), values.join(", "))
+}
+
+fn returned_keys(layout: &Layout) -> String {
+    layout.keys.iter().map(|k| format!("t.{}", k.quoted)).collect::<Vec<_>>().join(", ")
+}
