@@ -454,7 +454,9 @@ impl Checker<'_> {
                 Some(d) if (u128::from(*min)..=u128::from(*max)).contains(&d.as_millis()) => Some(Checked::Duration(d)),
                 Some(_) => {
                     let show = |ms| units::show_duration(Duration::from_millis(ms));
-                    wrong(Code::BadDuration, format!("it must be from {} to {}", show(*min), show(*max)))
+                    let help = format!("it must be from {} to {}", show(*min), show(*max));
+                    self.problem(Code::BadDuration, span, format!("{shown} is out of bounds"), "this value", Some(help));
+                    None
                 }
                 None if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
                     wrong(Code::BadDuration, format!("add the unit: `{text}s` for seconds (ms, s, m, h, d)"))
@@ -463,7 +465,11 @@ impl Checker<'_> {
             },
             Type::Size(min, max) => match units::size(text) {
                 Some(n) if (*min..=*max).contains(&n) => Some(Checked::Size(n)),
-                Some(_) => wrong(Code::BadSize, format!("it must be from {} to {}", units::show_size(*min), units::show_size(*max))),
+                Some(_) => {
+                    let help = format!("it must be from {} to {}", units::show_size(*min), units::show_size(*max));
+                    self.problem(Code::BadSize, span, format!("{shown} is out of bounds"), "this value", Some(help));
+                    None
+                }
                 None if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => {
                     wrong(Code::BadSize, format!("add the unit: `{text}B` for bytes (B, KiB, MiB, GiB, TiB)"))
                 }
