@@ -1,1 +1,155 @@
-//! The command line, run as a user runs it.
+//! The command line, run as a user runs it: what it says of broken files, its help, its exit codes.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::harness::{program, root, scratch};
+
+fn fixtures() -> PathBuf {
+    root().join("tests/it/fixtures/config")
+}
+
+/// Runs the program in `dir` and waits for its end.
+fn tillstream(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(program());
+    command.args(arguments).current_dir(dir).env_remove("NO_SUCH_SECRET").env_remove("TILLSTREAM__LOG__LEVEL").env("NO_COLOR", "1");
+    command.output().expect("the program starts")
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).expect("UTF-8")
+}
+
+/// Compares with the file beside the fixtures; `TILLSTREAM_UPDATE=1` writes it anew, to be read before it is committed.
+fn check_snapshot(name: &str, got: &str) {
+    let path = fixtures().join(name);
+    if std::env::var_os("TILLSTREAM_UPDATE").is_some() {
+        std::fs::write(&path, got).expect("the snapshot can be written");
+        return;
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(expected == got, "{name} differs; TILLSTREAM_UPDATE=1 writes it anew.\n--- expected\n{expected}\n--- got\n{got}");
+}
+
+#[test]
+fn every_broken_file_is_told_all_its_faults_with_code_place_and_remedy() {
+    let mut names: Vec<String> = std::fs::read_dir(fixtures())
+        .expect("fixtures")
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".yaml"))
+        .collect();
+    names.sort();
+    assert!(names.len() >= 10);
+    let (mut screens, mut lines) = (String::new(), String::new());
+    for name in &names {
+        let output = tillstream(&fixtures(), &["validate", "--offline", "--format", "json", name]);
+        assert_eq!(output.status.code(), Some(78), "{name}: {}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{name}: a failure writes no data");
+        let error: Value = serde_json::from_slice(&output.stderr).expect("one JSON document");
+        let problems = error["error"]["problems"].as_array().expect("problems");
+        assert!(!problems.is_empty(), "{name}");
+        for problem in problems {
+            for key in ["code", "file", "what", "fix"] {
+                assert!(problem[key].as_str().is_some_and(|text| !text.is_empty()), "{name}: {key} of {problem}");
+            }
+            let whole_file = matches!(problem["code"].as_str(), Some("config.unreadable_file" | "config.too_large"));
+            assert!(whole_file || problem["line"].as_u64() > Some(0) && problem["column"].as_u64() > Some(0), "{name}: {problem}");
+            lines.push_str(&format!("{problem}\n"));
+        }
+        let screen = tillstream(&fixtures(), &["validate", "--offline", name]);
+        screens.push_str(&format!("$ tillstream validate --offline {name}\n{}\n", stderr(&screen)));
+    }
+    assert!(!lines.contains("hunter2") && !screens.contains("hunter2"), "a password is shown");
+    check_snapshot("expected.ndjson", &lines);
+    check_snapshot("expected.txt", &screens);
+}
+
+#[test]
+fn every_command_has_help_with_examples_and_says_it_on_stdout() {
+    let dir = scratch("help");
+    let mut pages = String::new();
+    let commands: [&[&str]; 10] = [
+        &[],
+        &["run"],
+        &["status"],
+        &["tap"],
+        &["validate"],
+        &["explain"],
+        &["dead-letters"],
+        &["dead-letters", "list"],
+        &["dead-letters", "show"],
+        &["dead-letters", "redrive"],
+    ];
+    for command in commands {
+        let mut arguments = command.to_vec();
+        arguments.push("--help");
+        let output = tillstream(&dir, &arguments);
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        assert!(output.stderr.is_empty(), "{command:?}: help is data");
+        let page = String::from_utf8(output.stdout).expect("UTF-8");
+        let leaf = !command.is_empty() && command != ["dead-letters"];
+        assert!(!leaf || page.contains("Example"), "{command:?} shows no example:\n{page}");
+        pages.push_str(&page);
+    }
+    for exit_code in ["69", "70", "75", "77", "78", "143"] {
+        assert!(pages.contains(exit_code), "exit code {exit_code} is documented");
+    }
+}
+
+const GOOD: &str = "\
+version: 1
+pipeline: shop
+source:
+  name: pos
+  url: postgres://nobody@127.0.0.1:9/pos?sslmode=disable
+  slot: tillstream
+  publication: tillstream
+  tables: [public.orders]
+journal: {local: {dir: ./journal}}
+admin: {listen: \"127.0.0.1:0\"}
+";
+
+#[test]
+fn exit_codes_are_those_that_are_documented() {
+    let dir = scratch("exit-codes");
+    std::fs::write(dir.join("tillstream.yaml"), GOOD).expect("written");
+    std::fs::write(dir.join("deep.yaml"), "[".repeat(100_000)).expect("written");
+    std::fs::write(dir.join("huge.yaml"), "a: b\n".repeat(2_000_000)).expect("written");
+    std::fs::write(dir.join("latin1.yaml"), b"version: 1\npipeline: caf\xe9\n").expect("written");
+    let cases: [(&[&str], i32, &str); 16] = [
+        (&["validate", "--offline"], 0, ""),
+        (&["explain", "capture.slot_lost"], 0, ""),
+        (&["explain", "config"], 0, ""),
+        (&["explain", "capture.slot_lsot"], 2, "capture.slot_lost"),
+        (&["no-such-command"], 2, "Usage"),
+        (&["tap", "--from", "yesterday"], 2, "a moment as"),
+        (&["tap", "--partition", "7"], 2, "partition 7 does not exist"),
+        (&["dead-letters", "redrive"], 2, "--all"),
+        (&["status", "--url", "http://127.0.0.1:9"], 69, "error[admin.unreachable]"),
+        (&["run", "-c", "no-such.yaml"], 78, "config.unreadable_file"),
+        (&["validate", "."], 78, "config.unreadable_file"),
+        (&["validate", "deep.yaml"], 78, "config."),
+        (&["validate", "huge.yaml"], 78, "config.too_large"),
+        (&["validate", "latin1.yaml"], 78, "config.not_utf8"),
+        (&["--log-level", "a=b=c", "validate"], 78, "config.settings"),
+        (&["--settings", "no-such.yaml", "validate"], 78, "config.settings"),
+    ];
+    for (arguments, code, says) in cases {
+        let output = tillstream(&dir, arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(says), "{arguments:?}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("panicked"), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_command_quietly() {
+    let dir = scratch("pipe");
+    let script = format!("{} explain | head -1; exit ${{PIPESTATUS[0]}}", program().display());
+    let output = Command::new("bash").args(["-c", &script]).current_dir(&dir).output().expect("bash runs");
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+}

@@ -379,7 +379,8 @@ impl Checker<'_> {
             }
             other => {
                 let message = format!("`{path}` must be {}, this is {}", ty.describe(), other.kind());
-                self.problem(Code::WrongType, node.span, message, "not a single value", None);
+                let help = Some("write one value after the colon".to_owned());
+                self.problem(Code::WrongType, node.span, message, "not a single value", help);
                 None
             }
         }

@@ -57,7 +57,7 @@ impl Document {
         if bytes.len() as u64 > BYTES_MAX {
             return Err(too_large());
         }
-        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+        let dir = path.parent().unwrap_or(Path::new("")).to_owned();
         Document::from_bytes(name, dir, bytes)
     }
 

@@ -169,6 +169,7 @@ fn syntax_problem(document: &Document, error: &serde_saphyr::Error) -> Problem {
     } else {
         (Code::Syntax, "check indentation, quotes and colons at and above this line".to_owned())
     };
+    let text = if code == Code::TooComplex { "anchors, aliases or too much nesting".to_owned() } else { text };
     document.problem(code, span, text, "here", Some(help))
 }
 
