@@ -1,4 +1,4 @@
-//! `doctor`: checks the source and says what to mend; reads only.
+//! `doctor`: checks source, journal and targets and says what to mend; reads only.
 
 use clap::Args;
 use tillstream_connectors::registry::Registry;
@@ -7,7 +7,7 @@ use super::ConfigFile;
 use super::output::{self, End, Format};
 use crate::ops::doctor;
 
-/// Checks the source database and says what to mend
+/// Checks source, journal and targets and says what to mend
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  tillstream doctor\n  tillstream doctor --verbose\n  tillstream doctor --format json | jq '.findings[] | select(.severity == \"fail\")'\n\nReads only. Ends with 1 when something fails."
@@ -25,7 +25,9 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(), End> {
     let pipeline = arguments.config.load(registry)?;
-    let report = doctor::examine(&pipeline.source, &pipeline.name).await;
+    let mut report = doctor::examine(&pipeline.source, &pipeline.name).await;
+    doctor::journal(&pipeline, &mut report).await;
+    doctor::targets(&pipeline, &mut report).await;
     match arguments.format {
         Format::Json => output::print(report.to_json())?,
         Format::Human => output::print(output::clean_lines(report.render(arguments.verbose).to_string().trim_end()))?,

@@ -473,6 +473,27 @@ mod tests {
     }
 
     #[test]
+    fn no_mutation_of_a_file_panics() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("t.yaml");
+        let mut try_bytes = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).expect("written");
+            if let Err(report) = load_with(&path, &Registry::default(), &|_| None) {
+                assert!(!report.is_empty() && !report.render(false).is_empty());
+            }
+        };
+        let good = GOOD.replace("slot: s", "slot: \"ß\" # é");
+        for at in 0..good.len() {
+            try_bytes(&good.as_bytes()[..at]);
+            for byte in [b':', b'\n', b'\t', b'{', b'[', b'"', b'&', b'$', 0xc3] {
+                let mut mutated = good.clone().into_bytes();
+                mutated[at] = byte;
+                try_bytes(&mutated);
+            }
+        }
+    }
+
+    #[test]
     fn a_password_in_a_file_is_never_shown() {
         let text = GOOD.replace("postgres://u@h/d", "postgre://u:hunter2@h/d").replace("pipeline: shop", "pipeline: Shop");
         let dir = files(&[("t.yaml", &text)]);

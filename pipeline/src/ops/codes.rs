@@ -177,27 +177,6 @@ pub const ALL: &[Explanation] = &[
     entry("http.status_*", Data, "The target answered with this HTTP status.", "What it refuses for good (most of 4xx) becomes a dead letter; the rest is repeated.", "See the target's documentation; mend the cause, then `tillstream dead-letters redrive`."),
     entry("journal.sqlite", Unavailable, "The journal's file failed.", WAITS, "Check disk space and permissions."),
     entry("demo.usage", Usage, "A demo command was used wrongly.", NOTHING_STARTED, "Run it with `--help`."),
-    entry("capture.encoding", Check, "The source database is not encoded in UTF-8.", "A character without a counterpart stops the stream; SQL_ASCII text may not be deliverable.", "Nothing, if all text is known to convert; else convert the database."),
-    entry("capture.identity_full", Check, "A wide table with a primary key has REPLICA IDENTITY FULL.", "Every update writes the whole old row to WAL.", "ALTER TABLE … REPLICA IDENTITY DEFAULT."),
-    entry("capture.idle_timeout", Check, "The server drops slots that are idle for less than a day.", "A planned stop of the pipeline can lose the slot.", "Raise idle_replication_slot_timeout."),
-    entry("capture.long_transaction", Check, "A transaction has been open for more than 15 minutes.", "The server keeps WAL since its begin, and creating a slot waits for its end.", "End it where it was begun."),
-    entry("capture.no_sender_timeout", Check, "wal_sender_timeout is 0.", "After the pipeline's host dies, no successor can have the slot.", "Set wal_sender_timeout to 60s."),
-    entry("capture.prepared_transaction", Check, "A prepared transaction was forgotten.", "The server keeps WAL since then, and creating a slot waits for it.", "COMMIT PREPARED or ROLLBACK PREPARED it."),
-    entry("capture.role_superuser", Check, "The pipeline streams as a superuser.", "Whoever learns its password owns the source database.", "Stream as the role that `tillstream setup` prints."),
-    entry("capture.senders_full", Check, "Walsenders are (nearly) used up.", "The pipeline, a takeover or a backup finds none free.", "Raise max_wal_senders and restart PostgreSQL."),
-    entry("capture.slot_in_danger", Check, "The server is about to remove WAL that the slot needs.", "The slot will be lost and the tables have to be loaded again.", "Let the pipeline catch up, or raise max_slot_wal_keep_size."),
-    entry("capture.slots_full", Check, "Replication slots are (nearly) used up.", "The pipeline's slot cannot be created.", "Raise max_replication_slots and restart PostgreSQL, or drop slots that nobody needs."),
-    entry("capture.table_unsupported", Check, "A configured table is a view, foreign or unlogged.", "Its changes are not in WAL and cannot be captured.", "Take it out of source.tables, or ALTER TABLE … SET LOGGED."),
-    entry("capture.tls_off", Check, "The source server has TLS off and listens beyond its host.", "Sales and customers cross the network in the clear.", "Install a certificate and set ssl = on."),
-    entry("capture.version_minor", Check, "The source server lacks a correction against lost changes.", "DDL beside an open transaction can lose that transaction's changes.", "Install the newest minor version of PostgreSQL."),
-    entry("capture.version_untested", Check, "The source server is newer than what Tillstream is tested with.", "It probably works.", "Try it beside production first."),
-    entry("capture.wal_little_kept", Check, "max_slot_wal_keep_size is below 1 GB.", "A pause of minutes at peak can lose the slot.", "Raise max_slot_wal_keep_size."),
-    entry("capture.wal_none_kept", Check, "max_slot_wal_keep_size is 0.", "The slot is lost at the first checkpoint at which the pipeline is behind.", "Raise max_slot_wal_keep_size."),
-    entry("capture.wal_unlimited", Check, "max_slot_wal_keep_size has no limit.", "A pipeline that stands still makes the server keep WAL until its disk is full.", "Set max_slot_wal_keep_size to what the disk can spare."),
-    entry("setup.failed", Config, "A statement of the setup failed.", "What was done before stays and is found done the next time.", "Mend what the server says and run setup again."),
-    entry("setup.not_permitted", Permission, "The role may not run a statement of the setup.", "What was done before stays and is found done the next time.", "Name a superuser by --admin-url, or give the printed SQL to somebody who may run it."),
-    entry("setup.slot_waits", Temporary, "Creating the slot waited a minute for open transactions.", "Everything but the slot is in place.", "Wait until they end, or end them, and run setup again."),
-    entry("setup.standby", Config, "The server that was named is a standby.", "Nothing was changed.", "Name the primary by --admin-url."),
     entry("http.connect", Unavailable, "The target cannot be reached.", WAITS, "Check host, port, network and certificate."),
     entry("http.connection", Unavailable, "The connection to the target was lost during a call.", "Whether the call had its effect is not known; it is repeated under the same keys.", "Nothing, unless it goes on."),
     entry("http.timeout", Unavailable, "The target did not answer in time.", "Whether the call had its effect is not known; it is repeated under the same keys.", "Check the target; raise the sink's timeout if it is merely slow."),
@@ -207,6 +186,9 @@ pub const ALL: &[Explanation] = &[
     entry("http.no_table", Data, "The event has no table, so the sink does not know what to send.", "The event becomes a dead letter.", "Leave `message` out of `from.ops`."),
     entry("http.table_not_listed", Config, "An event's table is not in the sink's list.", "The event becomes a dead letter.", "Add the table to the sink's block, or remove it from `from.tables`."),
     entry("http.column_missing", Data, "The event lacks a column that the sink sends.", "The event becomes a dead letter.", "Publish the column, or leave it out of the sink's list."),
+    entry("connector.target", Unavailable, "A connector's target does not answer or does not permit what is needed.", "Its events wait in the journal.", "Mend the target, or the connector's `to:` block."),
+    entry("internal.output", Bug, "The result could not be written to stdout.", "The command ends; what it did before stands.", "Check the disk or the program that reads it."),
+    entry("internal.stop_deadline", Temporary, "A loop did not end within nine seconds of a request to stop.", "Nothing is lost; the next run repeats a little, which targets absorb.", "Start it again; see the log for what it waited for."),
 ];
 
 /// The explanation of a code; an entry that ends in `*` stands for a family (`http.status_422`).
@@ -224,8 +206,11 @@ mod tests {
     use super::*;
 
     /// The first words of our codes; a string literal `"<word>.<more>"` in the sources is a code.
-    const AREAS: [&str; 12] =
-        ["config", "usage", "explain", "internal", "capture", "journal", "control", "delivery", "backfill", "admin", "demo", "setup"];
+    #[rustfmt::skip]
+    const AREAS: [&str; 15] = [
+        "config", "usage", "explain", "internal", "capture", "journal", "control", "delivery", "backfill", "admin", "demo", "setup",
+        "connector", "sql", "http",
+    ];
 
     fn literals(text: &str, found: &mut Vec<String>) {
         for piece in text.split('"') {
@@ -253,7 +238,9 @@ mod tests {
     #[test]
     fn every_code_in_the_sources_is_explained() {
         let mut found = Vec::new();
-        visit(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut found);
+        let pipeline = Path::new(env!("CARGO_MANIFEST_DIR"));
+        visit(&pipeline.join("src"), &mut found);
+        visit(&pipeline.join("../connectors/src"), &mut found);
         found.sort();
         found.dedup();
         let missing: Vec<_> = found.iter().filter(|code| find(code).is_none()).collect();

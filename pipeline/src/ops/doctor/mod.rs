@@ -12,9 +12,11 @@ use crate::capture::catalog::Catalog;
 use crate::capture::wire::{Method, PgSource};
 use crate::config;
 
+mod beyond;
 mod facts;
 mod rules;
 
+pub use beyond::{journal, targets};
 pub use facts::Facts;
 pub use rules::{LAST_MAJOR, judge};
 
