@@ -16,4 +16,4 @@ docker/rabbitmq.sh install
 target=${CARGO_TARGET_DIR:-target}
 trap 'docker/rabbitmq.sh destroy "$target/tests/rabbitmq" >/dev/null 2>&1 || true' EXIT
 cargo build --release --locked --workspace --all-targets
-TILLSTREAM_TESTS=long cargo test --release --locked -p tillstream-tests --test it -- --nocapture --test-threads 1 e2e::drain
+TILLSTREAM_TESTS=long cargo test --release --locked --workspace --test it -- --nocapture --test-threads 1 e2e::drain

@@ -44,7 +44,7 @@ built=$SECONDS
 [ "$level" = quick ] || step cargo clippy --release --locked --workspace --all-targets -- -D warnings
 for script in docker/*.sh tests/*.sh .ci/run; do bash -n "$script"; done
 step cargo test --release --locked --workspace --lib --bins
-step cargo test --release --locked -p tillstream-tests --test it
+step cargo test --release --locked --workspace --test it
 if [ "$level" = long ]; then
     step docker/demo.sh --seconds 180
     step docker/demo.sh --seconds 120 --journal local
