@@ -500,3 +500,205 @@ impl Replay {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tillstream_schemas::Entry;
+    use tillstream_schemas::entry::Records;
+
+    use super::*;
+
+    const MAX: usize = 4096;
+
+    fn run() -> Run {
+        Run { token: 7, epoch: 1, lineage: Lineage(9), source: "pos".to_owned() }
+    }
+
+    fn at(lsn: u64, ordinal: u32) -> Position {
+        Position::new(1, Lsn(lsn), ordinal)
+    }
+
+    fn tail(position: Position) -> Tail {
+        Tail { position, evidence: None }
+    }
+
+    fn appender(tails: &[Position]) -> Appender {
+        Appender::new(run(), MAX, &tails.iter().copied().map(tail).collect::<Vec<_>>())
+    }
+
+    fn event(a: &mut Appender, partition: u16, body: &[u8]) -> Put {
+        let position = a.change().expect("few changes");
+        let put: Result<Put, Infallible> = a.event(partition, position, |to| {
+            to.extend_from_slice(body);
+            Ok(())
+        });
+        let Ok(put) = put;
+        put
+    }
+
+    /// A transaction with one event per given partition.
+    fn transaction(a: &mut Appender, lsn: u64, partitions: &[u16]) {
+        a.begin(Lsn(lsn), 1, 0).expect("fits");
+        for partition in partitions {
+            event(a, *partition, b"{}");
+        }
+        end(a);
+    }
+
+    fn end(a: &mut Appender) {
+        a.commit(|to, here, total| to.extend_from_slice(format!("{here}/{total}").as_bytes())).expect("fits");
+    }
+
+    /// Takes everything and prints it: log, id's count, then kind, position, prev and short bodies.
+    fn taken(a: &mut Appender) -> Vec<String> {
+        a.cut_all();
+        std::iter::from_fn(|| a.take_ready())
+            .map(|ready| {
+                let mut text = format!("{:?}#{}", ready.log, ready.id.0 & 0xFF_FFFF);
+                assert_eq!(ready.id.0 >> 40, 7);
+                let mut records = 0;
+                for record in Records::new(&ready.batch.bytes) {
+                    let Entry { header: h, body } = Entry::decode(record.expect("framed")).expect("decodes");
+                    let part = h.part.map(|p| format!("({}/{})", p.index + 1, p.count)).unwrap_or_default();
+                    let body = if h.kind == Kind::End { String::from_utf8_lossy(body).into_owned() } else { String::new() };
+                    text += &format!(" {}{part} {}<{}{body}", h.kind.as_str(), h.position, h.prev);
+                    records += 1;
+                }
+                assert_eq!(records, ready.batch.records);
+                assert!(ready.batch.bytes.len() <= MAX);
+                text.replace("1-0/", "").replace("0-0/0-0", "-")
+            })
+            .collect()
+    }
+
+    #[test]
+    fn each_partition_has_its_own_ids_and_its_own_chain() {
+        let mut a = appender(&[Position::NONE, Position::NONE]);
+        transaction(&mut a, 0x10, &[0, 1, 0]);
+        transaction(&mut a, 0x20, &[1]);
+        assert_eq!(
+            taken(&mut a),
+            [
+                "Data(0)#1 event 10-0<- event 10-2<10-0 end 10-end<10-22/3",
+                "Data(1)#1 event 10-1<- end 10-end<10-11/3 event 20-0<10-end end 20-end<20-01/1",
+            ]
+        );
+        transaction(&mut a, 0x30, &[0]);
+        assert_eq!(taken(&mut a), ["Data(0)#2 event 30-0<10-end end 30-end<30-01/1"]);
+    }
+
+    #[test]
+    fn what_the_tail_holds_is_skipped_and_still_counted() {
+        let mut a = appender(&[at(0x10, 2), at(0x10, Position::END_ORDINAL)]);
+        a.begin(Lsn(0x10), 1, 0).expect("fits");
+        let puts = [0, 1, 0, 0].map(|partition| event(&mut a, partition, b"{}"));
+        assert_eq!(puts, [Put::Skipped, Put::Skipped, Put::Skipped, Put::Written]);
+        end(&mut a);
+        assert_eq!(taken(&mut a), ["Data(0)#1 event 10-3<10-2 end 10-end<10-33/4"]);
+    }
+
+    #[test]
+    fn an_event_everywhere_counts_once() {
+        let mut a = appender(&[Position::NONE, at(0x10, 0)]);
+        a.begin(Lsn(0x10), 1, 0).expect("fits");
+        let position = a.change().expect("few changes");
+        let put: Result<Put, Infallible> = a.event_everywhere(position, |to| {
+            to.extend_from_slice(b"{}");
+            Ok(())
+        });
+        assert_eq!(put, Ok(Put::Written));
+        end(&mut a);
+        assert_eq!(taken(&mut a), ["Data(0)#1 event 10-0<- end 10-end<10-01/1", "Data(1)#1 end 10-end<10-01/1"]);
+    }
+
+    #[test]
+    fn a_large_row_is_cut_into_consecutive_batches_and_only_its_end_moves_the_chain() {
+        let mut a = appender(&[Position::NONE]);
+        a.begin(Lsn(0x10), 1, 0).expect("fits");
+        event(&mut a, 0, b"{}");
+        event(&mut a, 0, &[b'x'; 9_000]);
+        let required = a.required()[0];
+        event(&mut a, 0, b"{}");
+        end(&mut a);
+        assert_eq!(
+            taken(&mut a),
+            [
+                "Data(0)#1 event 10-0<-",
+                "Data(0)#2 part(1/3) 10-1<10-0",
+                "Data(0)#3 part(2/3) 10-1<10-0",
+                "Data(0)#4 part(3/3) 10-1<10-0",
+                "Data(0)#5 event 10-2<10-1 end 10-end<10-23/3",
+            ]
+        );
+        assert_eq!(required, PublishId::new(7, 4), "the row is stored once its last part is");
+    }
+
+    #[test]
+    fn a_row_that_fits_alone_gets_a_batch_of_its_own() {
+        let mut a = appender(&[Position::NONE]);
+        a.begin(Lsn(0x10), 1, 0).expect("fits");
+        event(&mut a, 0, &[b'x'; 2_000]);
+        event(&mut a, 0, &[b'x'; 3_000]);
+        assert_eq!(taken(&mut a), ["Data(0)#1 event 10-0<-", "Data(0)#2 event 10-1<10-0"]);
+    }
+
+    #[test]
+    fn required_names_the_batch_that_will_carry_what_is_still_in_the_buffer() {
+        let mut a = appender(&[Position::NONE, Position::NONE]);
+        transaction(&mut a, 0x10, &[1]);
+        assert_eq!(a.required(), [PublishId::new(7, 0), PublishId::new(7, 1), PublishId::new(7, 0)]);
+        taken(&mut a);
+        assert_eq!(a.required(), [PublishId::new(7, 0), PublishId::new(7, 1), PublishId::new(7, 0)]);
+        let batch = Batch { bytes: Bytes::from_static(b"x"), records: 1 };
+        assert_eq!(a.control(batch), PublishId::new(7, 1));
+        transaction(&mut a, 0x20, &[1]);
+        assert_eq!(a.required(), [PublishId::new(7, 0), PublishId::new(7, 2), PublishId::new(7, 1)]);
+        assert!(a.has_unwritten());
+    }
+
+    fn evidence(lsn: u64, ordinal: u32, xid: u32) -> Tail {
+        let mut committed_at = Vec::new();
+        write_instant(&mut committed_at, 5);
+        let committed_at = String::from_utf8(committed_at).expect("text");
+        Tail { position: at(lsn, ordinal), evidence: Some(Evidence { xid, committed_at }) }
+    }
+
+    #[test]
+    fn another_history_is_noticed() {
+        let sent = |tails: &[Tail], transactions: &[(u64, u32, i64)]| {
+            let mut a = Appender::new(run(), MAX, tails);
+            transactions.iter().try_for_each(|(lsn, xid, time)| {
+                a.begin(Lsn(*lsn), *xid, *time)?;
+                event(&mut a, 0, b"{}");
+                a.commit(|_, _, _| ())
+            })
+        };
+        let one = [evidence(0x20, Position::END_ORDINAL, 5)];
+        assert_eq!(sent(&one, &[(0x10, 4, 5), (0x20, 5, 5), (0x30, 6, 5)]), Ok(()));
+        assert_eq!(sent(&one, &[(0x30, 6, 5)]), Ok(()), "nothing sent again is normal");
+        assert_eq!(sent(&one, &[(0x20, 6, 5)]), Err(Diverged::Other { at: Lsn(0x20), found: 6, stored: 5 }));
+        assert_eq!(sent(&one, &[(0x20, 5, 6)]), Err(Diverged::Other { at: Lsn(0x20), found: 5, stored: 5 }));
+        assert_eq!(sent(&one, &[(0x10, 4, 5), (0x30, 6, 5)]), Err(Diverged::PassedOver { at: Lsn(0x20), next: Lsn(0x30) }));
+        let inside = [tail(at(0x20, 3))];
+        assert_eq!(sent(&inside, &[(0x20, 5, 5)]), Err(Diverged::Shorter { at: Lsn(0x20), changes: 1, stored: 3 }));
+        let two = [evidence(0x20, 0, 5), evidence(0x40, 0, 7)];
+        assert_eq!(sent(&two, &[(0x30, 6, 5), (0x40, 7, 5)]), Ok(()), "the slot is behind the second partition only");
+        assert_eq!(sent(&two, &[(0x30, 6, 5), (0x50, 8, 5)]), Err(Diverged::PassedOver { at: Lsn(0x40), next: Lsn(0x50) }));
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_encoded_leaves_nothing_behind() {
+        let mut a = appender(&[Position::NONE]);
+        a.begin(Lsn(0x10), 1, 0).expect("fits");
+        let position = a.change().expect("few changes");
+        let failed = a.event(0, position, |to| {
+            to.extend_from_slice(b"half");
+            Err("cannot")
+        });
+        assert_eq!(failed, Err("cannot"));
+        event(&mut a, 0, b"{}");
+        assert_eq!(taken(&mut a), ["Data(0)#1 event 10-1<-"]);
+    }
+}

@@ -9,8 +9,8 @@
 //!  commit ──▶ flight (some entry unconfirmed) ──▶ held (stored, kept back) ──▶ acknowledged
 //! ```
 //!
-//! Memory is bounded: transactions that wait for the same ids share one record, so there are never more records in
-//! flight than unconfirmed batches, and held records are merged to at most a few hundred steps of the window.
+//! Memory is bounded: transactions that wait for the same ids share one record, while one log is stuck and the others
+//! go on the newest record absorbs what comes, and held records are merged to at most a few hundred steps of the window.
 
 use std::collections::VecDeque;
 
@@ -23,6 +23,10 @@ use crate::journal::PublishId;
 /// The hold-back window is kept in steps of a 128th of it: fine enough that WAL is not kept noticeably longer than
 /// asked, and at most about two hundred records whatever the rate.
 const HELD_STEPS: u32 = 128;
+
+/// Most records in flight. A journal keeps a few hundred batches unconfirmed, so this is reached only when one log
+/// confirms nothing for long; then the newest record waits for more than it would need.
+const FLIGHT_MAX: usize = 4096;
 
 /// Stored, but kept back.
 #[derive(Debug)]
@@ -43,6 +47,7 @@ pub struct Progress {
     logs: usize,
     /// Ends of the transactions in flight, oldest first.
     flight: VecDeque<Lsn>,
+    flight_max: usize,
     /// For each of them what every log must have confirmed; `logs` ids each. Cumulative, so it never falls.
     required: VecDeque<PublishId>,
     held: VecDeque<Held>,
@@ -62,6 +67,7 @@ impl Progress {
             hold_back,
             logs,
             flight: VecDeque::new(),
+            flight_max: FLIGHT_MAX,
             required: VecDeque::new(),
             held: VecDeque::new(),
             committed: Lsn(0),
@@ -80,6 +86,7 @@ impl Progress {
         assert_eq!(required.len(), self.logs, "one id per log");
         assert!(end > self.committed || self.committed == Lsn(0), "transactions end in commit order");
         self.committed = end;
+        let full = self.flight.len() >= self.flight_max;
         if let Some(last) = self.flight.back_mut() {
             let start = self.required.len() - self.logs;
             let mut same = true;
@@ -87,8 +94,11 @@ impl Progress {
                 assert!(new >= old, "ids never fall");
                 same &= new == old;
             }
-            if same {
+            if same || full {
                 *last = end;
+                for (old, new) in self.required.range_mut(start..).zip(required) {
+                    *old = *new;
+                }
                 return;
             }
         }
@@ -251,6 +261,7 @@ mod tests {
             let start = Instant::now();
             let mut now = start;
             let mut p = Progress::new(logs, hold_back);
+            p.flight_max = if seed % 2 == 0 { 3 } else { FLIGHT_MAX };
             let mut given = vec![0u64; logs];
             let mut watermarks = vec![0u64; logs];
             // (end, ids, when confirmed)
@@ -280,8 +291,7 @@ mod tests {
                     }
                     _ => now += Duration::from_millis(rng.random_range(0..700)),
                 }
-                let in_flight: usize = given.iter().zip(&watermarks).map(|(given, watermark)| (given - watermark) as usize).sum();
-                assert!(p.flight.len() <= in_flight + 1, "seed {seed}: no more records than batches");
+                assert!(p.flight.len() <= p.flight_max, "seed {seed}: bounded");
                 most = most.max(p.held.len());
                 let newest = all.iter().take_while(|t| t.2.is_some()).last().map_or(0, |t| t.0.0);
                 let exact = all
@@ -292,8 +302,11 @@ mod tests {
                 let got = p.acknowledgeable(now, false);
                 assert!(got >= last, "seed {seed}: never back");
                 assert!(got <= exact.max(last), "seed {seed}: {got} is more than {exact}");
-                assert_eq!(p.confirmed().0, newest, "seed {seed}");
-                if hold_back.time.is_zero() {
+                assert!(p.confirmed().0 <= newest, "seed {seed}");
+                if all.iter().all(|t| t.2.is_some()) {
+                    assert_eq!(p.confirmed().0, newest, "seed {seed}: nothing is forgotten");
+                }
+                if hold_back.time.is_zero() && p.flight_max == FLIGHT_MAX {
                     assert_eq!(got, exact.max(last), "seed {seed}: without hold-back it is exact");
                 }
                 last = got;

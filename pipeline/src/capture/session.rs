@@ -38,7 +38,8 @@ use super::source::{Frame, Replication, StandbyStatus, SystemIdentity};
 use super::stats::{State, Stats};
 use super::tail::{self, Look, Verified};
 use super::{CaptureError, CaptureParts, Mode, Settings, Stopped};
-use crate::control::{self, Record, Session, Stamp, now_ms};
+use crate::config;
+use crate::control::{self, Partitioning, Record, Session, Stamp, now_ms};
 use crate::journal::{Batch, Journal, JournalError, Log, ProducerName, PublishId, Writer};
 
 /// The server gives a slot away after `wal_sender_timeout` (60 s by default) without a word from us; a sixth of that
@@ -71,8 +72,7 @@ const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 const SHUTDOWN_PINGS: u32 = 3;
 const SHUTDOWN_PING_GAP: Duration = Duration::from_millis(250);
 
-/// A round that took at least this many bytes found the server ahead of us: it is worth letting bytes gather.
-/// Live traffic wakes us for a transaction at a time, which is far less.
+/// A round that took at least this many bytes came out of a backlog: live traffic wakes us for a transaction at a time.
 const BEHIND_BYTES: u64 = 32 << 10;
 
 /// While behind, batches fill up before they go out, but never wait longer than this: a partition that gets little
@@ -140,7 +140,9 @@ async fn open(parts: &CaptureParts, random: &mut StdRng) -> Result<Streaming, Ca
     let identity = replication.identity().clone();
     let epoch = state.epoch().max(1);
     let lineage = Lineage(history(identity.system_id, &settings.source.slot));
+    let partitioning = partitioning(settings, journal.partitions());
     check_history(settings, state.session(), &identity, epoch, lineage, look.highest())?;
+    check_partitioning(state.session(), epoch, &partitioning)?;
     let mut link = Link::new(replication, stats.clone());
     link.replication.start().await?;
 
@@ -157,6 +159,7 @@ async fn open(parts: &CaptureParts, random: &mut StdRng) -> Result<Streaming, Ca
         slot: settings.source.slot.clone(),
         epoch,
         lineage,
+        partitioning: Some(partitioning),
         at_ms: now_ms(),
     };
     let name = producer_name(&settings.pipeline, identity.system_id, &settings.source.slot);
@@ -217,6 +220,27 @@ fn check_history(
         });
     }
     Ok(())
+}
+
+/// How this run spreads rows.
+fn partitioning(settings: &Settings, partitions: u16) -> Partitioning {
+    let table = |t: &config::SourceTable| (format!("{}.{}", t.schema, t.table), t.partition_by.clone());
+    Partitioning { partitions, tables: settings.source.tables.iter().map(table).collect() }
+}
+
+/// Refuses to spread rows otherwise than the run before. Tables may come and go.
+fn check_partitioning(last: Option<&Session>, epoch: u32, partitioning: &Partitioning) -> Result<(), CaptureError> {
+    let last = last.filter(|last| last.epoch >= epoch).and_then(|last| last.partitioning.as_ref());
+    let Some(difference) = last.and_then(|last| last.difference(partitioning)) else { return Ok(()) };
+    Err(CaptureError::Definite {
+        code: "capture.partitioning_changed",
+        what: format!("the journal was written with another partitioning: {difference}"),
+        why: "what is stored already is known per partition: rows that move to another one could be lost or stored twice".to_owned(),
+        fix:
+            "put partitions and partition_by back as they were; or, if the change is wanted, begin a new stream (or a new epoch) and load \
+              the tables again"
+                .to_owned(),
+    })
 }
 
 fn tokens_used_up() -> CaptureError {

@@ -26,8 +26,8 @@ mod writer;
 
 pub use encode::{Stamp, encode};
 pub use record::{
-    Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, Lease, LoadFinished, OpenLetter, Operator, Piece,
-    Record, RedriveRequested, Session, Settled, Snapshot, now_ms,
+    Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, Lease, LoadFinished, OpenLetter, Operator,
+    Partitioning, Piece, Record, RedriveRequested, Session, Settled, Snapshot, now_ms,
 };
 pub use replay::{Follower, replay};
 pub use snapshot::Snapshotter;

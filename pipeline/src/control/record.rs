@@ -4,6 +4,7 @@
 //! readable: whoever opens the control stream with any client sees what happened. Names and meanings never change
 //! within a version; a later version keeps reading this one.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -82,8 +83,35 @@ pub struct Session {
     /// The lineage of its entries; hexadecimal.
     #[serde(with = "lineage_text")]
     pub lineage: Lineage,
+    /// How it spreads rows over the data logs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitioning: Option<Partitioning>,
     /// When.
     pub at_ms: i64,
+}
+
+/// How rows are spread over the data logs. It must not change while a log goes on: what a start skips is known per
+/// partition, and a row that moved to another one would be skipped there or stored twice.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Partitioning {
+    /// How many data logs.
+    pub partitions: u16,
+    /// The columns that choose, by `schema.table`; `None` means the replica identity.
+    pub tables: BTreeMap<String, Option<Vec<String>>>,
+}
+
+impl Partitioning {
+    /// The first table that would move, or the number of partitions; `None` when both spread the tables that they share
+    /// alike.
+    #[must_use]
+    pub fn difference(&self, other: &Partitioning) -> Option<String> {
+        if self.partitions != other.partitions {
+            return Some(format!("{} partitions became {}", self.partitions, other.partitions));
+        }
+        let mut shared = self.tables.iter().filter_map(|(table, columns)| Some((table, columns, other.tables.get(table)?)));
+        let print = |columns: &Option<Vec<String>>| columns.as_ref().map_or("its key".to_owned(), |names| names.join(", "));
+        shared.find(|(_, was, is)| was != is).map(|(table, was, is)| format!("{table} was spread by {}, now by {}", print(was), print(is)))
+    }
 }
 
 /// An operator's command that is about to write: the lease of the `operator` producer name.

@@ -173,6 +173,7 @@ fn session(token: u32, nonce: &str) -> Record {
         slot: "shop".to_owned(),
         epoch: 1,
         lineage: Lineage(0xABC),
+        partitioning: None,
         at_ms: 1,
     })
 }

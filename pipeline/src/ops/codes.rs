@@ -140,6 +140,7 @@ pub const ALL: &[Explanation] = &[
     entry("capture.source_changed", Data, "The journal was written from another server or slot than the one that answers.", STOPS, "Connect to the former one; or begin a new epoch and load the tables again."),
     entry("capture.source_regressed", Data, "The database was restored to an earlier moment than the journal knows.", STOPS, "Begin a new epoch and load the tables again."),
     entry("capture.source_diverged", Data, "What the server sends again differs from what is stored: its history is another one.", STOPS, "Begin a new epoch and load the tables again."),
+    entry("capture.partitioning_changed", Config, "Rows would be spread over the data logs otherwise than before.", STOPS, "Put `partitions` and `partition_by` back; or use a new stream name and load the tables again."),
     entry("capture.row_too_large", Data, "A row is larger than the limit.", "It is stored as a dead letter with its id; capture goes on.", "Shrink the row, or leave the column out of the publication."),
     entry("capture.transaction_too_large", Data, "A transaction has more changes than can be numbered.", STOPS, "Split it; four thousand million changes fit."),
     entry("capture.tokens_used_up", Data, "More than sixteen million capture sessions wrote to this journal.", STOPS, "Use a new stream name and load the tables again."),
