@@ -174,7 +174,7 @@ mod tests {
             ("99999999999999999999999", Some(3600)),
             ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
             ("Sun, 06 Nov 1994 08:49:00 GMT", Some(0)),
-            ("Sun, 06 Nov 2094 08:49:37 GMT", Some(3600)),
+            ("Sat, 06 Nov 2094 08:49:37 GMT", Some(3600)),
             ("-1", None),
             ("soon", None),
             ("", None),

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -37,6 +37,8 @@ pub(super) struct HttpConfig {
     pub(super) timeout: Duration,
     /// By (schema, table).
     pub(super) tables: BTreeMap<(String, String), Columns>,
+    /// The end of a pause that the target asked any lane for: the others stop within their calls.
+    pub(super) paused_until: Mutex<Option<Instant>>,
 }
 
 /// Shows no header's value and no part of the URL that may hold a secret.
@@ -99,7 +101,17 @@ fn read(value: &Value, problems: &mut Vec<Problem>) -> Option<HttpConfig> {
         .build()
         .map_err(|_| problems.push(problem("", "no HTTP client can be set up on this machine", None)));
     let method = Method::from_bytes(method.as_bytes()).unwrap_or(Method::POST);
-    Some(HttpConfig { client: client.ok()?, url: url?, method, mode, headers, idempotency_header, timeout, tables })
+    Some(HttpConfig {
+        client: client.ok()?,
+        url: url?,
+        method,
+        mode,
+        headers,
+        idempotency_header,
+        timeout,
+        tables,
+        paused_until: Mutex::new(None),
+    })
 }
 
 fn read_url(text: &str, problems: &mut Vec<Problem>) -> Option<Url> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -14,7 +14,7 @@ use super::answer::{Meaning, again, item, meaning};
 use super::body;
 use super::config::{HttpConfig, Mode};
 use crate::idempotency;
-use crate::sink::{Batch, Class, Item, Outcome, Reason, Sink, SinkError};
+use crate::sink::{Batch, Class, Item, Outcome, Reason, Retry, Sink, SinkError};
 
 /// After so many failures in a row a list is halved, since one item may be what the target stumbles over. Before that
 /// the very same list is repeated: a target that knows requests by their key and not by their items sees no new one.
@@ -75,11 +75,25 @@ impl HttpSink {
         Ok(Answer { status, retry_after, body: serde_json::from_slice(&body).ok() })
     }
 
+    /// Whether any lane was asked for a pause that is not over. Delivery waits before a call; this ends one early.
+    fn is_paused(&self) -> bool {
+        let until = *self.config.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    fn pause(&self, outcome: &Outcome) {
+        if let Outcome::Retry(Retry { after: Some(after), .. }) = outcome {
+            let mut until = self.config.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
+            let wanted = Instant::now() + *after;
+            *until = Some(until.map_or(wanted, |u| u.max(wanted)));
+        }
+    }
+
     async fn single(&self, batch: &Batch) -> Result<Vec<Outcome>, SinkError> {
         let begun = Instant::now();
         let mut outcomes = Vec::with_capacity(batch.items.len());
         for item in &batch.items {
-            if !outcomes.is_empty() && begun.elapsed() >= self.config.timeout {
+            if !outcomes.is_empty() && (begun.elapsed() >= self.config.timeout || self.is_paused()) {
                 break;
             }
             if !body::has_table(&item.event) {
@@ -96,6 +110,7 @@ impl HttpSink {
                 Ok(Meaning::Item(outcome)) => outcomes.push(outcome),
                 Ok(Meaning::Refused(reason)) => outcomes.push(Outcome::Rejected(reason)),
                 Ok(Meaning::Pause(outcome)) => {
+                    self.pause(&outcome);
                     outcomes.push(outcome);
                     break;
                 }
@@ -121,7 +136,7 @@ impl HttpSink {
         // Ranges still to be sent, the next one last. Halves replace a list of which something is refused.
         let mut ranges = vec![0..batch.items.len()];
         while let Some(range) = ranges.pop() {
-            if !outcomes.is_empty() && begun.elapsed() >= self.config.timeout {
+            if !outcomes.is_empty() && (begun.elapsed() >= self.config.timeout || self.is_paused()) {
                 break;
             }
             let attempt = self.send_list(&batch.items, &texts, &range).await;
@@ -142,6 +157,7 @@ impl HttpSink {
                 }
                 Ok((Meaning::Item(outcome), _)) => outcomes.extend(range.map(|_| outcome.clone())),
                 Ok((Meaning::Pause(outcome), _)) => {
+                    self.pause(&outcome);
                     outcomes.extend(range.map(|_| outcome.clone()));
                     break;
                 }

@@ -110,14 +110,14 @@ async fn inspect_table(
     }
     let mut add = Vec::new();
     match there.get("_version") {
-        None => add.push("ADD COLUMN _version text COLLATE \"C\""),
+        None => add.push("ADD COLUMN IF NOT EXISTS _version text COLLATE \"C\""),
         Some((c, _)) if c.cast != "text" => {
             found.problems.push(format!("{source}: column _version of {target} must be text, it is {}", c.cast))
         }
         Some(_) => {}
     }
     match there.get("_deleted") {
-        None => add.push("ADD COLUMN _deleted boolean NOT NULL DEFAULT false"),
+        None => add.push("ADD COLUMN IF NOT EXISTS _deleted boolean NOT NULL DEFAULT false"),
         Some((c, _)) if c.cast != "boolean" => {
             found.problems.push(format!("{source}: column _deleted of {target} must be boolean, it is {}", c.cast));
         }
@@ -153,9 +153,12 @@ async fn inspect_table(
     let missing = client.query(PRIVILEGES, &[&oid, &privileges]).await.map_err(|e| classify(&e))?;
     let missing = missing.iter().map(|r| r.try_get::<_, String>(0)).collect::<Result<Vec<_>, _>>().map_err(|e| classify(&e))?;
     if !missing.is_empty() {
-        found
-            .problems
-            .push(format!("{source}: the role lacks {0} on {target}; GRANT {0} ON {target} TO CURRENT_ROLE's name;", missing.join(", ")));
+        let role: String = client.query_one("SELECT current_user::text", &[]).await.and_then(|r| r.try_get(0)).map_err(|e| classify(&e))?;
+        found.problems.push(format!(
+            "{source}: the role lacks {0} on {target}; GRANT {0} ON {target} TO {1};",
+            missing.join(", "),
+            quote(&role)
+        ));
     }
     found.layouts.push(Layout { target, keys, columns, can_insert_tombstones });
     Ok(())

@@ -9,7 +9,7 @@ use super::layout::{Column, Layout};
 pub(super) const MARKS: &str = "tillstream_mark";
 
 /// Creates it.
-pub(super) const CREATE_MARKS: &str = "CREATE TABLE tillstream_mark (connector text NOT NULL, partition integer NOT NULL, lane integer NOT NULL, \
+pub(super) const CREATE_MARKS: &str = "CREATE TABLE IF NOT EXISTS tillstream_mark (connector text NOT NULL, partition integer NOT NULL, lane integer NOT NULL, \
      mark bytea NOT NULL, updated_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (connector, partition, lane));";
 
 /// Stores a mark, but never over a later owner's.

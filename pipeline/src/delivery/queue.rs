@@ -431,7 +431,8 @@ mod tests {
             bench.push(&[10 + attempt]);
             bench.now += Duration::from_secs(20);
             let batch = bench.cut();
-            let outcomes = batch.iter().map(|w| if w.item.event.key_text().ends_with("\u{1f}1") { retry(None) } else { Outcome::Delivered });
+            let outcomes =
+                batch.iter().map(|w| if w.item.event.key_text().ends_with("\u{1f}1") { retry(None) } else { Outcome::Delivered });
             let outcomes = outcomes.collect();
             rejected.extend(bench.apply(batch, outcomes).rejected);
         }

@@ -3,4 +3,5 @@
 mod http;
 mod pos;
 mod runtime;
+mod speed;
 mod sql;
