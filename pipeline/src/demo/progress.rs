@@ -65,9 +65,8 @@ fn line(elapsed: Duration, capture: Option<&Value>, delivery: Option<&Value>) ->
             unwell(source)
         )),
     }
-    if let Some(journal) = capture.map(|status| &status["journal"]).filter(|journal| journal["state"] != "ok" && !journal["why"].is_null())
-    {
-        parts.push(format!("journal{}", unwell(journal)));
+    if let Some(why) = capture.map(|status| unwell(&status["journal"])).filter(|why| !why.is_empty()) {
+        parts.push(format!("journal{why}"));
     }
     match delivery.and_then(|status| status["connectors"].as_array()) {
         None => parts.push("delivery away".to_owned()),
@@ -94,11 +93,11 @@ fn line(elapsed: Duration, capture: Option<&Value>, delivery: Option<&Value>) ->
     parts.join(" | ")
 }
 
-/// What is wrong with a part, in brackets; nothing when it is well.
+/// What is wrong with a part, in brackets; nothing when it is well or on its way to be.
 fn unwell(entity: &Value) -> String {
-    match entity["why"].as_str() {
-        Some(why) if !why.is_empty() => format!(" ({why})"),
-        _ => String::new(),
+    match (entity["state"].as_str(), entity["why"].as_str()) {
+        (Some("healthy" | "catching_up") | None, _) | (_, None) => String::new(),
+        (Some(_), Some(why)) => format!(" ({why})"),
     }
 }
 
