@@ -476,7 +476,7 @@ mod tests {
     fn no_mutation_of_a_file_panics() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("t.yaml");
-        let mut try_bytes = |bytes: &[u8]| {
+        let try_bytes = |bytes: &[u8]| {
             std::fs::write(&path, bytes).expect("written");
             if let Err(report) = load_with(&path, &Registry::default(), &|_| None) {
                 assert!(!report.is_empty() && !report.render(false).is_empty());
