@@ -48,6 +48,9 @@ use filter::FilterError;
 use lane::Pause;
 use mark::MarkError;
 
+/// A server that comes back is found within this, and one that stays away is asked no more often.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
+
 /// How often a connector that someone has to mend tries again: often enough that a mended password heals it, seldom
 /// enough that no target locks the account.
 const TRY_AGAIN: Duration = Duration::from_secs(60);
@@ -248,9 +251,10 @@ struct Supervisor {
 
 impl Supervisor {
     async fn run(self) -> Result<(), DeliveryError> {
-        let mut delays = Delays::new(Duration::from_millis(500), Duration::from_secs(30));
+        let mut delays = Delays::new(Duration::from_millis(500), RETRY_DELAY_MAX);
         loop {
             self.stats.set_state(ConnectorState::Starting);
+            let began = tokio::time::Instant::now();
             let error = match self.session().await {
                 Ok(()) => {
                     self.stats.set_state(ConnectorState::Stopped);
@@ -260,17 +264,23 @@ impl Supervisor {
             };
             let code = error.code();
             self.stats.set_error(&code, &error.to_string());
+            if began.elapsed() > RETRY_DELAY_MAX {
+                // It worked for a while: this is another outage, not the same one.
+                delays.reset();
+            }
             let delay = if error.is_transient() {
                 self.stats.set_state(ConnectorState::Retrying);
-                delays.next_delay()
+                let delay = delays.next_delay();
+                tracing::warn!(connector = self.connector.name, code, %error, retry_in = ?delay, "connector waits, keeps its checkpoint");
+                delay
             } else {
                 self.stats.set_state(ConnectorState::Failed);
                 if self.ends.is_some() {
                     return Err(error);
                 }
+                tracing::error!(connector = self.connector.name, code, %error, retry_in = ?TRY_AGAIN, "connector stopped, keeps its checkpoint");
                 TRY_AGAIN
             };
-            tracing::error!(connector = self.connector.name, code, %error, retry_in = ?delay, "connector stopped, keeps its checkpoint");
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => {

@@ -86,7 +86,7 @@ async fn a_wrong_password_is_an_error_without_the_password() {
     server.require_passwords(&["tillstream", "tillstream_backfill"]).await;
     pipeline.set("DEMO_SOURCE_URL", pipeline.pos.url_as("tillstream:wr0ng-secret"));
     let said = refusal(&pipeline, "run").await;
-    assert_says(&said, "capture.auth_failed");
+    assert_says(&said, "capture.auth_refused");
     assert!(!said.contains("wr0ng-secret"), "{said}");
 }
 

@@ -36,7 +36,7 @@ async fn every_process_is_killed_in_turn_and_nothing_is_lost_or_doubled() {
     let traffic = pipeline.traffic(1000, 3600, &["--even"]);
     capture.until("events to flow", flows).await;
     let mut landed = Landed::default();
-    let mut kills = 0;
+    let mut kills = 0u32;
     for _ in 0..rounds {
         let mut victims = ["capture", "delivery", "rabbitmq", "postgres"];
         for i in (1..victims.len()).rev() {
@@ -47,17 +47,17 @@ async fn every_process_is_killed_in_turn_and_nothing_is_lost_or_doubled() {
             tokio::time::sleep(Duration::from_millis(rand::rng().random_range(0..1500))).await;
             match victim {
                 "capture" => {
-                    landed.publish += u32::from(publishes(&capture).await);
+                    landed.publish += u32::from(aim(&capture, publishes).await);
                     capture.process.kill9().await;
                     capture = start_capture();
                 }
                 "delivery" => {
-                    landed.delivery += u32::from(delivers(&delivery).await);
+                    landed.delivery += u32::from(aim(&delivery, delivers).await);
                     delivery.process.kill9().await;
                     delivery = start_delivery();
                 }
                 "rabbitmq" => {
-                    landed.publish += u32::from(publishes(&capture).await);
+                    landed.publish += u32::from(aim(&capture, publishes).await);
                     broker.control("kill9").await;
                     broker.control("start").await;
                 }
@@ -70,7 +70,8 @@ async fn every_process_is_killed_in_turn_and_nothing_is_lost_or_doubled() {
                 }
             }
             kills += 1;
-            capture.until("events to flow again", flows).await;
+            let seen = events(&capture).await;
+            capture.until("events to flow again", |status| status["source"]["events"].as_u64() > seen).await;
         }
     }
     traffic.terminate(PATIENCE).await;
@@ -95,15 +96,29 @@ async fn every_process_is_killed_in_turn_and_nothing_is_lost_or_doubled() {
     pipeline.judge(&[]);
 }
 
+async fn events(capture: &Running) -> Option<u64> {
+    Some(capture.status().await?["source"]["events"].as_u64().unwrap_or(0))
+}
+
 fn flows(status: &Value) -> bool {
     status["source"]["events_per_second"].as_f64() > Some(50.0)
 }
 
-async fn publishes(capture: &Running) -> bool {
-    capture.status().await.is_some_and(|status| status["journal"]["unconfirmed_bytes"].as_u64() > Some(0))
+/// Looks for a moment that is worth a kill, for a second at most; says whether it found one.
+async fn aim(process: &Running, worth: impl Fn(&Value) -> bool) -> bool {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+    while tokio::time::Instant::now() < deadline {
+        if process.status().await.is_some_and(|status| worth(&status)) {
+            return true;
+        }
+    }
+    false
 }
 
-async fn delivers(delivery: &Running) -> bool {
-    let status = delivery.status().await.unwrap_or_default();
+fn publishes(status: &Value) -> bool {
+    status["journal"]["unconfirmed_bytes"].as_u64() > Some(0)
+}
+
+fn delivers(status: &Value) -> bool {
     status["connectors"].as_array().into_iter().flatten().any(|connector| connector["in_flight"].as_u64() > Some(0))
 }
