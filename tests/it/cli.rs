@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::{program, root, scratch};
+use crate::harness::{Process, free_port, program, root, scratch, wait_for};
 
 fn fixtures() -> PathBuf {
     root().join("tests/it/fixtures/config")
@@ -145,6 +146,37 @@ fn exit_codes_are_those_that_are_documented() {
         assert!(stderr(&output).contains(says), "{arguments:?}: {}", stderr(&output));
         assert!(!stderr(&output).contains("panicked"), "{arguments:?}");
     }
+}
+
+/// Status and body of an answer of the admin endpoint; `None` while nothing listens.
+async fn ask(port: u16, path: &str) -> Option<(u16, String)> {
+    let answer = reqwest::get(format!("http://127.0.0.1:{port}{path}")).await.ok()?;
+    Some((answer.status().as_u16(), answer.text().await.ok()?))
+}
+
+#[tokio::test]
+async fn a_process_whose_source_is_away_lives_is_not_ready_says_why_and_ends_on_request() {
+    let dir = scratch("source-away");
+    let port = free_port();
+    std::fs::write(dir.join("tillstream.yaml"), GOOD.replace("127.0.0.1:0", &format!("127.0.0.1:{port}"))).expect("written");
+    let running = Process::start(&dir, "run", &["run"], &[]);
+    let patience = Duration::from_secs(20);
+    let reason = wait_for("a reason for not being ready", patience, || async {
+        let (status, body) = ask(port, "/readyz").await?;
+        assert_eq!(status, 503, "{body}");
+        body.contains("capture.source_unavailable").then_some(body)
+    });
+    assert!(reason.await.contains("source is blocked"));
+    assert_eq!(ask(port, "/healthz").await, Some((200, "ok\n".to_owned())));
+    let (_, metrics) = ask(port, "/metrics").await.expect("it listens");
+    assert!(metrics.contains("tillstream_capture_up{pipeline=\"shop\"} 0") && metrics.ends_with("# EOF\n"), "{metrics}");
+    let (_, status) = ask(port, "/api/status").await.expect("it listens");
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!((&status["source"]["state"], &status["journal"]["state"]), (&"blocked".into(), &"healthy".into()), "{status}");
+    let shown = tillstream(&dir, &["status"]);
+    assert_eq!(shown.status.code(), Some(1), "a pipeline that is not ready");
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("source pos               blocked"));
+    running.terminate(Duration::from_secs(10)).await;
 }
 
 #[test]

@@ -78,6 +78,8 @@ struct Seen {
     journal_error: Option<String>,
     /// The confirmed LSN when it moved last, and when.
     confirmed: (u64, Option<Instant>),
+    /// What a step of the start is waiting for, by entity.
+    waiting: BTreeMap<&'static str, String>,
 }
 
 /// Rates over the last seconds.
@@ -220,10 +222,26 @@ impl Observer {
         Some(self.seen().confirmed.1.map_or(Duration::ZERO, |at| at.elapsed()))
     }
 
+    /// Notes that a step of the start waits for something outside; `None` once it is done.
+    pub fn waits(&self, entity: &'static str, why: Option<String>) {
+        match why {
+            Some(why) => self.seen().waiting.insert(entity, why),
+            None => self.seen().waiting.remove(entity),
+        };
+    }
+
+    /// Blocked, while a step of the start waits.
+    fn starting(&self, entity: &'static str) -> Option<Verdict> {
+        self.seen().waiting.get(entity).map(|why| Verdict { health: Health::Blocked, why: why.clone() })
+    }
+
     /// State of the source, and since when; `None` when this process does not capture.
     #[must_use]
     pub fn source(&self) -> Option<(Verdict, i64)> {
         let stats = self.observed.capture.as_ref()?;
+        if let Some(verdict) = self.starting("source") {
+            return Some(self.since("source".to_owned(), verdict));
+        }
         let (state, _) = stats.state();
         let lag_bytes = lag_bytes(stats);
         let last_error = stats.last_error().map(|e| format!("{}: {}", e.code, e.message));
@@ -234,6 +252,9 @@ impl Observer {
     /// State of the journal, and since when.
     #[must_use]
     pub fn journal(&self) -> (Verdict, i64) {
+        if let Some(verdict) = self.starting("journal") {
+            return self.since("journal".to_owned(), verdict);
+        }
         if self.observed.control.get().is_none() {
             let verdict = Verdict { health: Health::Unknown, why: "it is being set up".to_owned() };
             return self.since("journal".to_owned(), verdict);

@@ -68,7 +68,8 @@ const JOB_PATIENCE: Duration = Duration::from_secs(60);
 /// The definite error that ended it, and [`Class::Temporary`] when the loops did not end in time.
 pub async fn run(pipeline: Pipeline, options: Options, stop: CancellationToken) -> Result<Ended, Failure> {
     let listener = admin::bind(options.listen).await?;
-    tracing::info!(pipeline = pipeline.name, admin = %options.listen, version = env!("CARGO_PKG_VERSION"), "started");
+    let listen = listener.local_addr().unwrap_or(options.listen);
+    tracing::info!(pipeline = pipeline.name, admin = %listen, version = env!("CARGO_PKG_VERSION"), "started");
     let process = Process::new(pipeline, options, stop)?;
     let served = tokio::spawn(admin::serve(listener, Arc::clone(&process.observer)));
     let watched = tokio::spawn(Arc::clone(&process.observer).watch());
@@ -125,11 +126,17 @@ impl Process {
 
     async fn run(mut self) -> Result<Ended, Failure> {
         let journal = Arc::clone(&self.journal);
-        if self.patiently("set up the journal", || async { Ok::<_, failure::Retryable>(journal.set_up().await?) }).await?.is_none() {
+        if self
+            .patiently("journal", "set up the journal", || async { Ok::<_, failure::Retryable>(journal.set_up().await?) })
+            .await?
+            .is_none()
+        {
             return Ok(Ended { stopped: true, dead_letters: 0 });
         }
         let Some((follower, following)) = self
-            .patiently("read the control journal", || async { Ok::<_, failure::Retryable>(Follower::start(Arc::clone(&journal)).await?) })
+            .patiently("journal", "read the control journal", || async {
+                Ok::<_, failure::Retryable>(Follower::start(Arc::clone(&journal)).await?)
+            })
             .await?
         else {
             return Ok(Ended { stopped: true, dead_letters: 0 });
@@ -157,7 +164,7 @@ impl Process {
             delivery = Some(self.start_delivery(stop_delivery.clone()));
         }
         if captures {
-            match self.patiently("check the source", || catalog::check_start(&self.pipeline.source, &self.pipeline.name)).await {
+            match self.patiently("source", "check the source", || catalog::check_start(&self.pipeline.source, &self.pipeline.name)).await {
                 Ok(Some(facts)) => capture = Some(self.start_capture(&facts, stop_capture.clone())),
                 Ok(None) => {}
                 Err(failure) => return self.wind_down(capture, delivery, &stop_capture, &stop_delivery, Err(failure)).await,
@@ -258,7 +265,7 @@ impl Process {
     }
 
     /// Repeats what fails because a server is away; `None` when asked to stop meanwhile. A job gives up after a minute.
-    async fn patiently<T, E, F>(&self, what: &str, mut attempt: impl FnMut() -> F) -> Result<Option<T>, Failure>
+    async fn patiently<T, E, F>(&self, entity: &'static str, what: &str, mut attempt: impl FnMut() -> F) -> Result<Option<T>, Failure>
     where
         E: Transient,
         F: Future<Output = Result<T, E>>,
@@ -269,7 +276,10 @@ impl Process {
             let error = tokio::select! {
                 () = self.stop.cancelled() => return Ok(None),
                 done = attempt() => match done {
-                    Ok(done) => return Ok(Some(done)),
+                    Ok(done) => {
+                        self.observer.waits(entity, None);
+                        return Ok(Some(done));
+                    }
                     Err(error) => error,
                 },
             };
@@ -279,6 +289,7 @@ impl Process {
                 return Err(failure);
             }
             tracing::warn!(code = failure.code, error = failure.what, "{what}: trying again");
+            self.observer.waits(entity, Some(format!("{}: {}", failure.code, failure.what)));
             tokio::select! {
                 () = self.stop.cancelled() => return Ok(None),
                 () = tokio::time::sleep(delays.next_delay()) => {}

@@ -13,12 +13,15 @@ use crate::config::settings::{Log, LogFormat};
 #[error("log level \"{0}\" is not a filter")]
 pub struct FilterError(String);
 
+/// The client that declares streams warns of each connection it closes itself. A level given for it still wins.
+const QUIET: &str = "rabbitmq_stream_client=error";
+
 /// Starts logging for the rest of the process; later calls change nothing.
 ///
 /// # Errors
 /// When the level is no filter (`info`, `tillstream::capture=debug,info`).
 pub fn start(settings: &Log) -> Result<(), FilterError> {
-    let filter = EnvFilter::builder().parse(&settings.level).map_err(|_| FilterError(settings.level.clone()))?;
+    let filter = EnvFilter::builder().parse(format!("{QUIET},{}", settings.level)).map_err(|_| FilterError(settings.level.clone()))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(Stderr);
     let _ = match settings.format {
         LogFormat::Human => builder.with_target(false).try_init(),
