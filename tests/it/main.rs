@@ -1,5 +1,6 @@
 //! Every integration test of Tillstream, in one binary: `tests/run.sh` starts what it needs and runs it.
 
+mod backfill;
 mod cli;
 mod contract;
 mod delivery;

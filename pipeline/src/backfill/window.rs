@@ -3,9 +3,12 @@
 //! ```text
 //!  stream   … T1 ── T2 ── LW ── T3 ── T4 ── HW ── …
 //!                          └── chunk read ──┘
-//!  T3, T4   their keys are evicted: the stream has a newer image, or the chunk already had it
+//!  T3, T4   keys changed by one that the chunk did not see are evicted: the stream has the newer image
 //!  T1, T2   must be visible to the chunk's snapshot, or the chunk is read again
 //! ```
+//!
+//! An update does not carry large values that it left alone. When such an update would evict a row, the chunk is read
+//! again: dropping the row would drop the only copy of that value.
 //!
 //! The second rule closes a gap that watermarks alone leave open. PostgreSQL makes a commit visible to snapshots only
 //! after its record is in the write-ahead log (and, with synchronous replication, after the standby has answered), so
@@ -15,7 +18,7 @@
 //!
 //! What is visible once stays visible, so a transaction is forgotten as soon as one snapshot has seen it.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use tillstream_schemas::{Position, TableSchema};
@@ -57,6 +60,8 @@ pub(super) enum Again {
     TableChanged,
     /// A change inside the window did not say which row it meant.
     KeyUnknown,
+    /// An update that the chunk did not see left out a large value of one of its rows.
+    Incomplete,
     /// More keys changed inside the window than are remembered.
     TooManyKeys,
     /// The watermarks did not come in their order.
@@ -85,11 +90,22 @@ struct Open {
     /// Positions of the key columns.
     key: Vec<usize>,
     low_seen: bool,
-    truncated: bool,
+    /// The last transaction that emptied the table inside the window.
+    truncated_by: Option<u32>,
     trouble: Option<Again>,
-    touched: HashSet<Box<[u8]>>,
+    /// Changed keys, each with its last change: rows are locked until their changer is visible, so if a chunk sees the
+    /// last one, it sees all.
+    touched: HashMap<Box<[u8]>, Touch>,
     touched_bytes: usize,
     chunk: Option<Chunk>,
+}
+
+/// The last change of a key inside a window.
+#[derive(Clone, Copy, Debug)]
+struct Touch {
+    xid: u32,
+    /// Whether it left values out.
+    incomplete: bool,
 }
 
 /// Transactions that the stream delivered and no snapshot is known to have seen.
@@ -170,8 +186,9 @@ impl Window {
     #[inline]
     pub(super) fn change(&mut self, oid: u32, table: &TableSchema, old: Option<&Tuple<'_>>, new: Option<&Tuple<'_>>) {
         self.changes = true;
+        let Some(xid) = self.current else { return };
         if let Some(open) = self.open.as_mut().filter(|o| o.low_seen && o.opening.oid == oid) {
-            open.touch(table, old, new);
+            open.touch(xid, table, old, new);
         }
     }
 
@@ -179,7 +196,7 @@ impl Window {
     pub(super) fn truncate(&mut self, oid: u32) {
         self.changes = true;
         if let Some(open) = self.open.as_mut().filter(|o| o.low_seen && o.opening.oid == oid) {
-            open.truncated = true;
+            open.truncated_by = self.current;
         }
     }
 
@@ -201,9 +218,9 @@ impl Window {
             opening,
             key,
             low_seen: false,
-            truncated: false,
+            truncated_by: None,
             trouble: None,
-            touched: HashSet::new(),
+            touched: HashMap::new(),
             touched_bytes: 0,
             chunk: None,
         });
@@ -242,13 +259,19 @@ impl Window {
                 match trouble {
                     Some(trouble) => Closed::Again(trouble),
                     None if !visible => Closed::Again(Again::NotVisible),
-                    None => open.survivors(chunk.rows, at),
+                    None => open.survivors(chunk, at),
                 }
             }
             _ => Closed::Again(Again::Disorder),
         };
         self.before.absorb(&mut self.inside);
         Some(closed)
+    }
+
+    /// Leaves the visibility check out, to show what it is for.
+    #[cfg(test)]
+    pub(super) fn forget_delivered(&mut self) {
+        self.before = Delivered::default();
     }
 
     /// Forgets everything: there is nothing left to read.
@@ -258,16 +281,18 @@ impl Window {
 }
 
 impl Open {
-    fn touch(&mut self, table: &TableSchema, old: Option<&Tuple<'_>>, new: Option<&Tuple<'_>>) {
-        if self.trouble.is_some() || self.truncated {
+    fn touch(&mut self, xid: u32, table: &TableSchema, old: Option<&Tuple<'_>>, new: Option<&Tuple<'_>>) {
+        if self.trouble.is_some() {
             return;
         }
         if !same_shape(&self.opening.table, table) {
             self.trouble = Some(Again::TableChanged);
             return;
         }
-        let known = [old.map(|t| self.touch_tuple(t, old)), new.map(|t| self.touch_tuple(t, old))];
-        if known.contains(&Some(false)) {
+        let incomplete = new.is_some_and(|t| t.values().any(|v| v == TupleValue::Unchanged));
+        let known = old.is_none_or(|t| self.touch_tuple(t, old, Touch { xid, incomplete: false }))
+            && new.is_none_or(|t| self.touch_tuple(t, old, Touch { xid, incomplete }));
+        if !known {
             self.trouble = Some(Again::KeyUnknown);
         } else if self.touched.len() > Window::TOUCHED_MAX || self.touched_bytes > Window::TOUCHED_BYTES_MAX {
             self.trouble = Some(Again::TooManyKeys);
@@ -276,7 +301,7 @@ impl Open {
 
     /// Remembers a tuple's key; false when it does not name it. A value that the server did not send again is the
     /// old one's.
-    fn touch_tuple(&mut self, tuple: &Tuple<'_>, old: Option<&Tuple<'_>>) -> bool {
+    fn touch_tuple(&mut self, tuple: &Tuple<'_>, old: Option<&Tuple<'_>>, touch: Touch) -> bool {
         let mut texts = Vec::with_capacity(self.key.len());
         for index in &self.key {
             let value = match tuple.get(*index) {
@@ -290,21 +315,37 @@ impl Open {
         }
         let key = joined(texts.into_iter());
         let bytes = key.len();
-        if self.touched.insert(key) {
+        if self.touched.insert(key, touch).is_none() {
             self.touched_bytes += bytes;
         }
         true
     }
 
-    fn survivors(&self, rows: Vec<Row>, at: Position) -> Closed {
+    fn survivors(&self, chunk: Chunk, at: Position) -> Closed {
+        let Chunk { rows, snapshot } = chunk;
         let all = rows.len();
-        let untouched = |row: &Row| {
+        if self.truncated_by.is_some_and(|xid| !snapshot.sees(xid)) {
+            return Closed::Survivors { rows: Vec::new(), evicted: all, as_of: as_of(at) };
+        }
+        let mut survivors = Vec::with_capacity(all);
+        for (number, row) in (0..).zip(rows) {
             let texts = self.key.iter().map(|index| row.get(*index).and_then(Option::as_deref).unwrap_or_default().as_bytes());
-            !self.truncated && !self.touched.contains(&joined(texts))
-        };
-        let rows: Vec<(u32, Row)> = (0..).zip(rows).filter(|(_, row)| untouched(row)).collect();
-        Closed::Survivors { evicted: all - rows.len(), rows, as_of: Position::new(at.epoch, at.commit_lsn, 0) }
+            match self.touched.get(&joined(texts)) {
+                Some(touch) if !snapshot.sees(touch.xid) => {
+                    if touch.incomplete {
+                        return Closed::Again(Again::Incomplete);
+                    }
+                }
+                _ => survivors.push((number, row)),
+            }
+        }
+        Closed::Survivors { evicted: all - survivors.len(), rows: survivors, as_of: as_of(at) }
     }
+}
+
+/// The version of rows read up to a high watermark: above every event before it, below any later one.
+fn as_of(at: Position) -> Position {
+    Position::new(at.epoch, at.commit_lsn, 0)
 }
 
 /// Key texts as one value. Each stands behind its length, so that two keys never look alike.
