@@ -9,7 +9,7 @@ use secrecy::SecretString;
 use tillstream::backfill::Backfill;
 use tillstream::capture::catalog::Catalog;
 use tillstream::capture::wire::PgSource;
-use tillstream::capture::{self, CaptureError, CaptureParts, Mode, Settings, Stats, Stopped};
+use tillstream::capture::{self, CaptureError, CaptureParts, Mode, Settings, Stopped};
 use tillstream::config::{self, HoldBack, Retention, Source, SourceTable};
 use tillstream::control::{self, State};
 use tillstream::delivery::filter::{Filter, FilterError, Verdict};
@@ -31,7 +31,6 @@ pub(super) struct Bench {
 /// A capture run.
 pub(super) struct Run {
     pub(super) backfill: Arc<Backfill>,
-    pub(super) stats: Arc<Stats>,
     stop: CancellationToken,
     task: JoinHandle<Result<Stopped, CaptureError>>,
 }
@@ -92,9 +91,9 @@ impl Bench {
     /// Starts capture.
     pub(super) async fn start(&self) -> Run {
         let (parts, backfill) = self.parts().await;
-        let (stop, stats) = (parts.stop.clone(), parts.stats.clone());
+        let stop = parts.stop.clone();
         let task = tokio::spawn(capture::run(parts, Mode::Follow));
-        Run { backfill, stats, stop, task }
+        Run { backfill, stop, task }
     }
 
     /// Captures everything there is and returns.
