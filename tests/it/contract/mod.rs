@@ -1,5 +1,7 @@
 //! The journal contract suite on RabbitMQ, and what a broker and a network can do to it. The local journal runs the suite beside its code.
 
+mod speed;
+
 use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -187,6 +187,14 @@ impl RabbitMq {
             .expect("the script does not panic");
     }
 
+    /// The node's process.
+    pub(crate) async fn pid(&self) -> String {
+        let dir = self.dir.clone();
+        tokio::task::spawn_blocking(move || script("rabbitmq.sh", &["pid", &dir.to_string_lossy()], &[]))
+            .await
+            .expect("the script does not panic")
+    }
+
     /// `rabbitmqctl ARGUMENTS`.
     pub(crate) async fn ctl(&self, arguments: &[&str]) -> String {
         let dir = self.dir.clone();
