@@ -1,6 +1,8 @@
 //! The journal contract suite on RabbitMQ, and what a broker and a network can do to it. The local journal runs the suite beside its code.
 
+mod broker;
 mod speed;
+mod tls;
 
 use std::num::NonZeroU16;
 use std::sync::Arc;

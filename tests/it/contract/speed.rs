@@ -5,6 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::harness::scratch;
 
 const RECORD: usize = 200;
 const RECORDS: u64 = 3_000_000;
@@ -106,4 +107,44 @@ async fn one_batch_from_append_to_confirm_and_to_the_reader() {
         times.sort();
         println!("{what}: p50 {:?}, p99 {:?}, worst {:?}", times[times.len() / 2], times[times.len() * 99 / 100], times[times.len() - 1]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn the_local_journal_on_this_disk() {
+    let config = config::LocalJournal { dir: scratch("local-speed"), partitions: NonZeroU16::MIN, retention: Retention::default() };
+    let journal = open(&config::Journal::Local(config), "speed").expect("a good configuration");
+    journal.set_up().await.expect("set-up");
+    let mut writer = journal.writer(&ProducerName("speed".into())).await.expect("a writer");
+    let count = ((64 << 10) / (RECORD + 4)) as u64;
+    let batch = entries(0..count, RECORD);
+    let records = 1_000_000 / count * count;
+    let write = measure("self", records, async {
+        for id in 1..=records / count {
+            writer.append(LOG, PublishId(id), batch.clone()).await.expect("append");
+        }
+        writer.flush().await.expect("flush");
+    });
+    let write = write.await;
+    let read = measure("self", records, async {
+        let mut reader = journal.reader(LOG, From::First).await.expect("a reader");
+        let mut read = 0;
+        while read < records {
+            read += u64::from(reader.next().await.expect("a chunk").records);
+        }
+    });
+    let read = read.await;
+    println!(
+        "write {:.0} records/s, {:.2} us; read {:.0} records/s, {:.2} us",
+        write.per_second, write.client_us, read.per_second, read.client_us
+    );
+    let mut times = Vec::new();
+    for id in 0..200 {
+        let begun = Instant::now();
+        writer.append(LOG, PublishId(1_000_000 + id), entries(0..10, RECORD)).await.expect("append");
+        writer.flush().await.expect("flush");
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    println!("confirm: p50 {:?}, p99 {:?}", times[100], times[197]);
 }

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 use tracing::{debug, warn};
@@ -146,9 +145,11 @@ impl Task {
             tokio::select! {
                 frame = connection.next() => match frame? {
                     Incoming::Deliver(bytes) => {
-                        credits.came(bytes.len());
+                        let delivered = chunk::parse(&bytes)?;
+                        // What is compressed takes its full size once it waits here.
+                        credits.came(delivered.chunks.iter().map(|chunk| chunk.bytes.len()).sum::<usize>().max(bytes.len()));
                         *useful = true;
-                        self.take(&mut connection, bytes).await?;
+                        self.take(&mut connection, delivered).await?;
                     }
                     Incoming::MetadataUpdate { code, .. } => {
                         let what = if code == code::STREAM_NOT_AVAILABLE { "is not available here any more" } else { "has changed" };
@@ -162,14 +163,13 @@ impl Task {
     }
 
     /// Hands on what was delivered, less what lies before our place.
-    async fn take(&mut self, connection: &mut Connection, bytes: Bytes) -> Result<(), JournalError> {
-        let delivered = chunk::parse(&bytes)?;
+    async fn take(&mut self, connection: &mut Connection, delivered: chunk::Delivered) -> Result<(), JournalError> {
         let mut chunks = VecDeque::from(delivered.chunks);
         if let Place::At(wanted) = self.place {
             if delivered.first_offset > wanted {
                 // The broker spends offsets on its own bookkeeping, and jumps to the oldest chunk when what comes next was deleted. Only its
                 // oldest offset tells the two apart.
-                check_not_deleted(connection, &self.stream, wanted).await?;
+                not_deleted(connection.stats(&self.stream).await?, wanted)?;
             }
             chunks.retain(|chunk| chunk.next_offset() > wanted);
             if let Some(first) = chunks.pop_front() {
@@ -238,8 +238,9 @@ async fn attach(broker: &SharedBroker, stream: &str, place: &mut Place) -> Resul
 
 /// The broker moves an offset beyond the end to the end without a word: what is stored next would be taken for something else.
 async fn check_inside(broker: &SharedBroker, connection: &mut Connection, stream: &str, wanted: Offset) -> Result<(), JournalError> {
-    check_not_deleted(connection, stream, wanted).await?;
-    let near = connection.stats(stream).await?.committed.map_or(0, |id| id.0 + 1);
+    let stats = connection.stats(stream).await?;
+    not_deleted(stats, wanted)?;
+    let near = stats.committed.map_or(0, |id| id.0 + 1);
     if wanted.0 <= near {
         return Ok(());
     }
@@ -252,8 +253,8 @@ async fn check_inside(broker: &SharedBroker, connection: &mut Connection, stream
     Ok(())
 }
 
-async fn check_not_deleted(connection: &mut Connection, stream: &str, wanted: Offset) -> Result<(), JournalError> {
-    match connection.stats(stream).await?.first {
+fn not_deleted(stats: Stats, wanted: Offset) -> Result<(), JournalError> {
+    match stats.first {
         Some(first) if first > wanted => Err(JournalError::Expired { wanted, first }),
         _ => Ok(()),
     }
