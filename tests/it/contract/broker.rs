@@ -71,7 +71,7 @@ async fn a_broker_with_a_full_disk_is_waited_for() {
     let mut writer = journal.writer(&ProducerName("disk".into())).await.expect("a writer");
     writer.append(LOG, PublishId(1), entries(0..1, 100)).await.expect("append");
     writer.flush().await.expect("flush");
-    server.ctl(&["set_disk_free_limit", "900TB"]).await;
+    server.ctl(&["set_disk_free_limit", "900000GB"]).await;
     // The first batch after the alarm may still slip in; then nothing is confirmed for longer than two heartbeats.
     let mut id = 1;
     timeout(DEADLINE, async {
