@@ -73,13 +73,14 @@ impl Document {
                 let sound = String::from_utf8_lossy(&error.as_bytes()[..at]).into_owned();
                 let document = Document { name, dir, text: sound };
                 let help = Some("save it as UTF-8".to_owned());
-                return Err(document.problem(
+                let span = Span { start: at, len: 0 };
+                return Err(document.standing(document.problem(
                     Code::NotUtf8,
-                    Span { start: at, len: 0 },
+                    span,
                     "the file is not UTF-8 text",
                     "invalid byte after this",
                     help,
-                ));
+                )));
             }
         };
         let document = Document { name, dir, text };
@@ -87,7 +88,8 @@ impl Document {
         if let Some((start, c)) = control {
             let help = Some("remove it; in a double-quoted string it can be written as an escape".to_owned());
             let message = format!("control character U+{:04X} in the file", u32::from(c));
-            return Err(document.problem(Code::ControlCharacter, Span { start, len: c.len_utf8() }, message, "here", help));
+            let span = Span { start, len: c.len_utf8() };
+            return Err(document.standing(document.problem(Code::ControlCharacter, span, message, "here", help)));
         }
         Ok(document)
     }
@@ -117,6 +119,11 @@ impl Document {
             help,
             source: None,
         }
+    }
+
+    /// The problem with the masked text of this document, to be shown when the document is gone.
+    pub(crate) fn standing(&self, problem: Problem) -> Problem {
+        Problem { source: Some(self.shown().into()), ..problem }
     }
 
     /// 1-based line and column (in characters) of a byte.

@@ -1,5 +1,11 @@
-//! Resolved configuration: checked, with units, secrets in a redacting type. `raw` is what serde reads.
+//! Resolved configuration: checked, with units, secrets in a redacting type.
 //!
+//! ```text
+//! file ─document─▶ text ─tree─▶ keys and values with places ─check, beside the key table─▶ checked values ─raw─▶ Pipeline
+//!                                                                       └──────── problems ────────▶ Report
+//! ```
+//!
+//! A deserializer stops at its first error, so files become a tree first and are judged as a whole.
 //! Resolving is pure but for the secrets it is told to read (`${env:NAME}`, `${file:PATH}`); `validate` and `doctor`
 //! do the touching.
 

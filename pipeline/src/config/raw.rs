@@ -366,9 +366,7 @@ pub fn blame(file: &Path, below: &[&str], word: &str, code: Code, message: Strin
         (node, key) = (v, k.span);
     }
     let span = find_word(node, word).unwrap_or(key);
-    let mut problem = document.problem(code, span, message, "named here", Some(help));
-    problem.source = Some(document.shown().into());
-    problem
+    document.standing(document.problem(code, span, message, "named here", Some(help)))
 }
 
 fn find_word(node: &Node, word: &str) -> Option<Span> {

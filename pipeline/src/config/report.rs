@@ -146,7 +146,10 @@ impl miette::SourceCode for Problem {
         after: usize,
     ) -> Result<Box<dyn miette::SpanContents<'a> + 'a>, miette::MietteError> {
         let text: &str = self.source.as_deref().unwrap_or_default();
-        let contents = miette::SourceCode::read_span(text, span, before, after)?;
+        // Spans outside of a text are not refused there.
+        let start = span.offset().min(text.len());
+        let inside = miette::SourceSpan::from((start, span.len().min(text.len() - start)));
+        let contents = miette::SourceCode::read_span(text, &inside, before, after)?;
         Ok(Box::new(miette::MietteSpanContents::new_named(
             self.file.clone(),
             contents.data(),
