@@ -335,14 +335,9 @@ struct Read {
     last: bool,
 }
 
-/// Reads a chunk in a transaction of its own: lock, snapshot, rows.
+/// Reads a chunk in a transaction of its own.
 async fn read(catalog: &Catalog, table: &ChunkedTable, after: Option<&KeyTexts>, bound: &KeyTexts, limit: u32) -> Result<Read, Unread> {
-    let sql = format!(
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}; SELECT pg_current_snapshot()::text; {}; COMMIT",
-        table.lock(),
-        table.chunk(after, bound, limit)
-    );
-    let result = read_rows(catalog, &sql, limit).await;
+    let result = read_rows(catalog, &table.chunk(after, bound, limit), limit).await;
     if result.is_err() {
         // A connection that cannot even roll back fails in whatever comes next.
         let _ = catalog.client().batch_execute("ROLLBACK").await;
@@ -352,28 +347,23 @@ async fn read(catalog: &Catalog, table: &ChunkedTable, after: Option<&KeyTexts>,
 
 async fn read_rows(catalog: &Catalog, sql: &str, limit: u32) -> Result<Read, Unread> {
     let mut messages = pin!(catalog.client().simple_query_raw(sql).await.map_err(|e| unread(&e))?);
-    let (mut results, mut snapshot, mut rows, mut bytes, mut count) = (0, None, Vec::<Row>::new(), 0, 0u32);
+    let (mut snapshot, mut rows, mut bytes, mut count) = (None, Vec::<Row>::new(), 0, 0u32);
     while let Some(message) = messages.try_next().await.map_err(|e| unread(&e))? {
-        match message {
-            SimpleQueryMessage::RowDescription(_) => results += 1,
-            SimpleQueryMessage::Row(row) if results == 1 => {
-                snapshot = text(&row, 0).map_err(Unread::Failed)?.as_deref().and_then(Snapshot::parse);
-            }
-            SimpleQueryMessage::Row(row) => {
-                count += 1;
-                // The rest of a chunk with huge rows is dropped here and read with the next.
-                if bytes <= Pace::BYTES_MAX {
-                    let values = (0..row.len()).map(|i| text(&row, i)).collect::<Result<Row, Failure>>().map_err(Unread::Failed)?;
-                    bytes += values.iter().flatten().map(String::len).sum::<usize>();
-                    rows.push(values);
-                }
-            }
-            _ => {}
+        let SimpleQueryMessage::Row(row) = message else { continue };
+        count += 1;
+        if snapshot.is_none() {
+            let printed = text(&row, 0).map_err(Unread::Failed)?.as_deref().and_then(Snapshot::parse);
+            snapshot = Some(printed.ok_or_else(|| {
+                Unread::Failed(Failure::Source(CaptureError::Unavailable("the server printed a snapshot that cannot be read".to_owned())))
+            })?);
+        }
+        // The rest of a chunk with huge rows is dropped here and read with the next.
+        if bytes <= Pace::BYTES_MAX {
+            let values = (1..row.len()).map(|i| text(&row, i)).collect::<Result<Row, Failure>>().map_err(Unread::Failed)?;
+            bytes += values.iter().flatten().map(String::len).sum::<usize>();
+            rows.push(values);
         }
     }
-    let Some(snapshot) = snapshot else {
-        return Err(Unread::Failed(Failure::Source(CaptureError::Unavailable("the server printed no snapshot".to_owned()))));
-    };
     let last = count < limit && rows.len() == count as usize;
     Ok(Read { chunk: Chunk { rows, snapshot }, bytes, last })
 }

@@ -93,13 +93,13 @@ impl ChunkedTable {
         format!("SELECT {} FROM {}{filter} ORDER BY {} LIMIT 1", self.key_list(""), self.from, self.key_list(" DESC"))
     }
 
-    /// The statement that keeps the table's shape while a chunk is read. Before the snapshot is taken: a rewrite that
-    /// commits between a snapshot and the table's first use would make the table look empty to that snapshot.
-    pub(super) fn lock(&self) -> String {
-        format!("LOCK TABLE {} IN ACCESS SHARE MODE", self.from)
-    }
-
-    /// The statement that reads the rows after one key and up to another.
+    /// The transaction that reads the rows after one key and up to another. Its one result with columns has the
+    /// snapshot first.
+    ///
+    /// Two statements: the first takes the table's lock and no rows, so that no rewrite can commit between the second
+    /// one's snapshot and its reading; such a rewrite would make the table look empty to that snapshot. `LOCK TABLE`
+    /// would do as well, but wants SELECT on the whole table, where a reading role has it on the published columns.
+    /// With READ COMMITTED each statement has its own snapshot, and the second prints its own beside the rows.
     pub(super) fn chunk(&self, after: Option<&KeyTexts>, bound: &KeyTexts, rows: u32) -> String {
         let columns: Vec<String> = self.schema.columns.iter().map(|c| quoted(&c.name)).collect();
         let key = format!("ROW({})", self.key_list(""));
@@ -111,11 +111,12 @@ impl ChunkedTable {
             conditions.push(format!("({filter})"));
         }
         format!(
-            "SELECT {} FROM {} WHERE {} ORDER BY {} LIMIT {rows}",
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT FROM {from} LIMIT 0; \
+             SELECT (SELECT pg_current_snapshot()::text), {} FROM {from} WHERE {} ORDER BY {} LIMIT {rows}; COMMIT",
             columns.join(", "),
-            self.from,
             conditions.join(" AND "),
-            self.key_list("")
+            self.key_list(""),
+            from = self.from,
         )
     }
 
@@ -187,10 +188,11 @@ mod tests {
         let key = |id: &str| KeyTexts(vec![id.to_owned(), "2026-11-22".to_owned()]);
         assert_eq!(
             table.chunk(Some(&key("a'\\b")), &key("zz "), 10),
-            "SELECT \"note\", \"day\", \"id\" FROM ONLY \"public\".\"Order \"\"Item\"\"\" \
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT FROM ONLY \"public\".\"Order \"\"Item\"\"\" LIMIT 0; \
+             SELECT (SELECT pg_current_snapshot()::text), \"note\", \"day\", \"id\" FROM ONLY \"public\".\"Order \"\"Item\"\"\" \
              WHERE ROW(\"id\", \"day\") <= ROW('zz '::character(3), '2026-11-22'::date) \
              AND ROW(\"id\", \"day\") > ROW('a''\\b'::character(3), '2026-11-22'::date) \
-             AND ((note <> 'x')) ORDER BY \"id\", \"day\" LIMIT 10"
+             AND ((note <> 'x')) ORDER BY \"id\", \"day\" LIMIT 10; COMMIT"
         );
         assert_eq!(
             table.bound(),

@@ -47,8 +47,8 @@ pub(super) struct Opening {
 pub(super) struct Chunk {
     /// The rows in key order.
     pub rows: Vec<Row>,
-    /// What the reading transaction saw.
-    pub snapshot: Snapshot,
+    /// What the reading statement saw; `None` when it found no row.
+    pub snapshot: Option<Snapshot>,
 }
 
 /// Why a chunk has to be read again. None of its rows was written.
@@ -253,14 +253,18 @@ impl Window {
         }
         let mut open = self.open.take()?;
         let closed = match (open.chunk.take(), open.trouble) {
-            (Some(chunk), trouble) if open.low_seen => {
-                let visible = self.before.settle(&chunk.snapshot);
-                self.inside.settle(&chunk.snapshot);
+            (Some(Chunk { rows, snapshot: Some(snapshot) }), trouble) if open.low_seen => {
+                let visible = self.before.settle(&snapshot);
+                self.inside.settle(&snapshot);
                 match trouble {
                     Some(trouble) => Closed::Again(trouble),
                     None if !visible => Closed::Again(Again::NotVisible),
-                    None => open.survivors(chunk, at),
+                    None => open.survivors(rows, &snapshot, at),
                 }
+            }
+            // Rows that the statement could not see yet come through the stream.
+            (Some(Chunk { snapshot: None, .. }), _) if open.low_seen => {
+                Closed::Survivors { rows: Vec::new(), evicted: 0, as_of: as_of(at) }
             }
             _ => Closed::Again(Again::Disorder),
         };
@@ -321,8 +325,7 @@ impl Open {
         true
     }
 
-    fn survivors(&self, chunk: Chunk, at: Position) -> Closed {
-        let Chunk { rows, snapshot } = chunk;
+    fn survivors(&self, rows: Vec<Row>, snapshot: &Snapshot, at: Position) -> Closed {
         let all = rows.len();
         if self.truncated_by.is_some_and(|xid| !snapshot.sees(xid)) {
             return Closed::Survivors { rows: Vec::new(), evicted: all, as_of: as_of(at) };

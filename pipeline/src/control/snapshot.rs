@@ -2,19 +2,16 @@
 
 use super::record::Record;
 use super::state::State;
-use crate::journal::Offset;
 
 /// Decides when a snapshot is due.
 ///
 /// A start reads everything since the last snapshot, twice at most, so the log stays within a small multiple of the
-/// state's own size.
+/// state's own size. What the log itself says of its last snapshot decides, so that runs that follow each other
+/// quickly do not write one each.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshotter {
-    /// Where the log stood when the last snapshot was taken; `None` before this run's first.
-    last: Option<Offset>,
-    last_bytes: u64,
-    /// What the state had applied then.
-    applied_bytes: u64,
+    /// What the state had applied when this run last took a snapshot, which may still be on its way.
+    taken_at: Option<u64>,
 }
 
 impl Snapshotter {
@@ -22,7 +19,7 @@ impl Snapshotter {
     /// about 400 bytes, so that this is some ten thousand of them and a replay of a few tens of milliseconds.
     pub const BYTES_MIN: u64 = 4 << 20;
 
-    /// A snapshotter at the start of a capture run: its first snapshot is due at once, if the log says anything.
+    /// A snapshotter at the start of a capture run.
     #[must_use]
     pub fn new() -> Self {
         Snapshotter::default()
@@ -30,20 +27,13 @@ impl Snapshotter {
 
     /// The snapshot to write now, if one is due. Cheap when none is; once a second is often enough.
     pub fn take(&mut self, state: &State) -> Option<Record> {
-        let due = match self.last {
-            None => state.next() > Offset(0),
-            Some(last) => {
-                let since = state.applied_bytes().saturating_sub(self.applied_bytes);
-                state.next() > last && since >= Self::BYTES_MIN.max(2 * self.last_bytes)
-            }
-        };
-        if !due {
+        let enough = Self::BYTES_MIN.max(2 * state.snapshot_bytes());
+        let taken_since = self.taken_at.map(|at| state.applied_bytes().saturating_sub(at));
+        if state.bytes_since_snapshot() < enough || taken_since.is_some_and(|bytes| bytes < enough) {
             return None;
         }
         let record = Record::Snapshot(Box::new(state.snapshot()?));
-        self.last = Some(state.next());
-        self.last_bytes = record.to_json().len() as u64;
-        self.applied_bytes = state.applied_bytes();
+        self.taken_at = Some(state.applied_bytes());
         Some(record)
     }
 }

@@ -52,6 +52,8 @@ struct Assembly {
 pub struct State {
     next: Offset,
     applied_bytes: u64,
+    bytes_since_snapshot: u64,
+    snapshot_bytes: u64,
     session: Option<Session>,
     rival: Option<Session>,
     epoch: u32,
@@ -185,10 +187,22 @@ impl State {
         self.audit.iter()
     }
 
-    /// Bytes of record bodies applied so far, to this state and those it was cloned from: tells when a snapshot pays.
+    /// Bytes of record bodies applied so far, to this state and those it was cloned from.
     #[must_use]
     pub fn applied_bytes(&self) -> u64 {
         self.applied_bytes
+    }
+
+    /// Bytes of record bodies applied since the last whole snapshot in the log: tells when the next one pays.
+    #[must_use]
+    pub fn bytes_since_snapshot(&self) -> u64 {
+        self.bytes_since_snapshot
+    }
+
+    /// Size of the last whole snapshot in the log; 0 when there was none.
+    #[must_use]
+    pub fn snapshot_bytes(&self) -> u64 {
+        self.snapshot_bytes
     }
 
     /// Applies one entry of the control log. `offset` is the entry's own.
@@ -210,6 +224,7 @@ impl State {
         if fresh {
             self.next = Offset(stored.offset.0 + 1);
             self.applied_bytes += stored.bytes as u64;
+            self.bytes_since_snapshot += stored.bytes as u64;
             self.assemblies.retain(|_, a| stored.offset.0 - a.first.0 <= Self::ASSEMBLY_OFFSETS_MAX);
         }
         self.apply_whole(stored, fresh)
@@ -217,7 +232,7 @@ impl State {
 
     /// `fresh` is whether the entry was not applied before; only what depends on order asks.
     fn apply_whole(&mut self, stored: Stored, fresh: bool) -> Result<(), ControlError> {
-        let Stored { offset, token, record, .. } = stored;
+        let Stored { offset, token, bytes, record } = stored;
         // What a fenced-off run wrote late counts for nothing. (A broker drops it; a reader need not rely on that.)
         if record.is_capture_only() && token < self.token() {
             return Ok(());
@@ -267,14 +282,22 @@ impl State {
                 self.audit.push_back(audit);
             }
             // Whoever has read everything below it learns nothing from a snapshot; replay starts again from the last one.
-            Record::Snapshot(snapshot) => self.last_snapshot = Some(snapshot),
+            Record::Snapshot(snapshot) if fresh => {
+                self.last_snapshot = Some(snapshot);
+                (self.bytes_since_snapshot, self.snapshot_bytes) = (0, bytes as u64);
+            }
             Record::Piece(piece) if fresh => {
                 if let Some(whole) = self.join(offset, token, piece)? {
                     self.apply_whole(whole, fresh)?;
                 }
             }
             // Order matters for these, so an entry that was applied already is left alone.
-            Record::DeadLetter(_) | Record::DeadLetterSettled(_) | Record::RedriveRequested(_) | Record::Audit(_) | Record::Piece(_) => {}
+            Record::DeadLetter(_)
+            | Record::DeadLetterSettled(_)
+            | Record::RedriveRequested(_)
+            | Record::Audit(_)
+            | Record::Snapshot(_)
+            | Record::Piece(_) => {}
         }
         Ok(())
     }
@@ -338,14 +361,14 @@ impl State {
         }
         match Record::from_json(done.text.as_bytes())? {
             Record::Piece(_) => Err(ControlError::Malformed("a piece of pieces".to_owned())),
-            record => Ok(Some(Stored { offset, token: done.token, bytes: 0, record })),
+            record => Ok(Some(Stored { offset, token: done.token, bytes: done.text.len(), record })),
         }
     }
 
     /// Whether two states say the same, however they were read.
     #[cfg(test)]
     pub(super) fn same_facts(&self, other: &State) -> bool {
-        let plain = |state: &State| State { applied_bytes: 0, rival: None, ..state.clone() };
+        let plain = |state: &State| State { applied_bytes: 0, bytes_since_snapshot: 0, snapshot_bytes: 0, rival: None, ..state.clone() };
         plain(self) == plain(other)
     }
 

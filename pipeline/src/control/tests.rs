@@ -489,20 +489,26 @@ async fn a_record_in_pieces_is_proven_by_its_last() {
 }
 
 #[test]
-fn a_snapshot_is_due_at_start_and_after_enough_bytes() {
-    let mut snapshotter = Snapshotter::new();
-    assert!(snapshotter.take(&State::default()).is_none(), "nothing to hold");
+fn a_snapshot_is_due_after_enough_bytes_and_not_twice() {
     let mut state = State::default();
     let mut at = 0;
-    let mut feed = |state: &mut State, bytes: u64| {
-        state.apply_record(Stored { offset: Offset(at), token: 0, bytes: bytes as usize, record: checkpoint(1, at) }).expect("applies");
+    let mut feed = |state: &mut State, bytes: u64, record: Record| {
+        state.apply_record(Stored { offset: Offset(at), token: 0, bytes: bytes as usize, record }).expect("applies");
         at += 1;
     };
-    feed(&mut state, 1);
-    assert!(snapshotter.take(&state).is_some());
+    let mut snapshotter = Snapshotter::new();
+    feed(&mut state, Snapshotter::BYTES_MIN - 1, checkpoint(1, 1));
     assert!(snapshotter.take(&state).is_none());
-    feed(&mut state, Snapshotter::BYTES_MIN - 1);
-    assert!(snapshotter.take(&state).is_none());
-    feed(&mut state, 1);
-    assert!(snapshotter.take(&state).is_some());
+    feed(&mut state, 1, checkpoint(1, 2));
+    let snapshot = snapshotter.take(&state).expect("due");
+    assert!(snapshotter.take(&state).is_none(), "it is on its way");
+    // A run that starts now sees that the log has none yet; once it is there, nobody writes another.
+    assert!(Snapshotter::new().take(&state).is_some());
+    feed(&mut state, 3 * Snapshotter::BYTES_MIN, snapshot);
+    assert!(Snapshotter::new().take(&state).is_none());
+    // A large snapshot is not repeated before twice its size came by.
+    feed(&mut state, 5 * Snapshotter::BYTES_MIN, checkpoint(1, 3));
+    assert!(Snapshotter::new().take(&state).is_none());
+    feed(&mut state, Snapshotter::BYTES_MIN, checkpoint(1, 4));
+    assert!(Snapshotter::new().take(&state).is_some());
 }

@@ -7,7 +7,7 @@ use tillstream_schemas::Lineage;
 use super::ControlError;
 use super::encode::{Stamp, digest, encode};
 use super::record::{Lease, Operator, Record, now_ms};
-use super::replay::each_record;
+use super::replay::{each_record, replay};
 use super::state::{State, Stored};
 use crate::journal::{From, Journal, JournalError, Log, Offset, ProducerName, PublishId, Reader};
 
@@ -226,7 +226,11 @@ impl Writer {
             if let Some(lease) = self.read_back.rival {
                 return Err(ControlError::Rival { name: self.stamp.writer.clone(), lease });
             }
-            let chunk = self.read_back.reader.next().await?;
+            let chunk = match self.read_back.reader.next().await {
+                Ok(chunk) => chunk,
+                Err(JournalError::Expired { .. }) => return self.prove_by_state().await,
+                Err(error) => return Err(error.into()),
+            };
             let mut proof = None;
             each_record(&chunk, self.read_back.next, |Stored { offset, record: read, .. }| {
                 self.read_back.next = Offset(offset.0 + 1);
@@ -247,6 +251,27 @@ impl Writer {
                 return Ok(proof);
             }
         }
+    }
+
+    /// Retention has overtaken the reader since the last proof. The state tells as well: while it names this writer's
+    /// own announcement, nothing was dropped, and what was confirmed before it was read is part of it.
+    async fn prove_by_state(&mut self) -> Result<Proof, ControlError> {
+        let state = replay(self.journal.as_ref()).await?;
+        let held = match &self.claim {
+            Claim::Delivery { connector, partition, .. } => {
+                state.lease(connector, *partition).and_then(|lease| Claim::of(&Record::Lease(lease.clone())))
+            }
+            // Operators' announcements are not kept beyond their number.
+            Claim::Operator { token, .. } if state.operator() <= *token => Some(self.claim.clone()),
+            Claim::Operator { .. } => None,
+        };
+        if held.as_ref() != Some(&self.claim) {
+            let lease = held.map_or(state.operator(), |claim| claim.lease());
+            return Err(ControlError::Rival { name: self.stamp.writer.clone(), lease });
+        }
+        let reader = self.journal.reader(Log::Control, From::Offset(state.next())).await?;
+        self.read_back = ReadBack { reader, next: state.next(), rival: None };
+        Ok(Proof { offset: Offset(state.next().0.saturating_sub(1)) })
     }
 }
 
