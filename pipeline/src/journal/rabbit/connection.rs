@@ -416,8 +416,21 @@ impl Connection {
     }
 
     /// Both directions, for a publisher: it writes for long while confirms come in.
-    pub(super) fn into_halves(self) -> Halves {
-        Halves { reader: self.reader, writer: self.writer, heartbeat: self.heartbeat, frame_max: self.frame_max, early: self.backlog }
+    pub(super) async fn into_halves(mut self) -> Result<Halves, JournalError> {
+        // A heartbeat may be half written.
+        let finish = async {
+            while !self.out.is_empty() || self.unflushed {
+                write_out(&mut self.writer, &mut self.out, &mut self.unflushed).await?;
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        match timeout(REQUEST_TIMEOUT, finish).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(JournalError::Unavailable(format!("{}: {error}", self.address))),
+            Err(_) => return Err(JournalError::Unavailable(format!("{}: takes nothing for {REQUEST_TIMEOUT:?}", self.address))),
+        }
+        let Connection { reader, writer, heartbeat, frame_max, backlog: early, .. } = self;
+        Ok(Halves { reader, writer, heartbeat, frame_max, early })
     }
 }
 

@@ -155,7 +155,7 @@ async fn run(shared: Arc<Shared>, log: Log, stream: String) {
 
 /// Publishes over one connection until it fails, or `Ok` when the writer was dropped.
 async fn publish(shared: &Shared, log: Log, connection: Connection) -> Result<(), JournalError> {
-    let Halves { reader, mut writer, heartbeat, frame_max, early } = connection.into_halves();
+    let Halves { reader, mut writer, heartbeat, frame_max, early } = connection.into_halves().await?;
     let mut early = early.into_iter();
     if let Some(error) = early.find_map(|frame| take_in(shared, log, reader.about(), frame).err()) {
         return Err(error);
