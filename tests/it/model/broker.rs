@@ -43,6 +43,8 @@ struct LogState {
     high: BTreeMap<String, PublishId>,
     pending: VecDeque<Pending>,
     slow: bool,
+    /// Rises with every change of the leader: connections to the old one are dead, with all that is on its way.
+    term: u64,
 }
 
 impl LogState {
@@ -173,6 +175,7 @@ impl Broker {
         self.with(log, |s| {
             let keep = s.committed + dice.below(s.batches.len() - s.committed + 1);
             s.batches.truncate(keep);
+            s.term += 1;
             s.pending.clear();
             s.high.clear();
             for stored in &s.batches {
@@ -216,6 +219,8 @@ struct LinkState {
     socket: VecDeque<(PublishId, Batch)>,
     connected: bool,
     generation: u64,
+    /// The leader's term when this connection was made.
+    term: u64,
     confirmed: PublishId,
     cut: bool,
     closed: bool,
@@ -271,11 +276,15 @@ async fn carry(broker: Broker, link: Arc<Link>, process: Process) {
             let mut late: VecDeque<_> = link.with(|l| std::mem::take(&mut l.socket));
             late.truncate(dice.below(late.len() + 1));
             let ghost = (broker.clone(), link.log, link.name.clone());
+            let term = link.with(|l| l.term);
             let pause = if dice.chance(80) { dice.millis(0, 50) } else { dice.millis(50, 90_000) };
             tokio::spawn(async move {
                 let (broker, log, name) = ghost;
                 sleep(pause).await;
                 for (id, batch) in late {
+                    if broker.with(log, |s| s.term) != term {
+                        return;
+                    }
                     broker.deliver(log, &name, id, &batch, None);
                     sleep(broker.0.dice.millis(0, 20)).await;
                 }
@@ -287,7 +296,9 @@ async fn carry(broker: Broker, link: Arc<Link>, process: Process) {
             sleep(dice.millis(5, 1_500)).await;
         } else if !connected {
             process.running().await;
+            let term = broker.with(link.log, |s| s.term);
             link.with(|l| {
+                l.term = term;
                 l.connected = true;
                 l.generation += 1;
                 // Everything unconfirmed, in order, before anything new.
