@@ -285,7 +285,9 @@ async fn a_read_only_role_can_load() {
     let run = bench.start().await;
     let stats = run.backfill.stats();
     let table = |name: &str| stats.progress().tables.into_iter().find(|t| t.table == name).expect("listed");
-    wait_for("the refusal", PATIENCE, async || (table("public.secret").state == TableState::Failing).then_some(())).await;
+    let refused = || stats.progress().tables.iter().any(|t| t.table == "public.secret" && t.state == TableState::Failing);
+    let loaded_first = || stats.progress().tables.iter().any(|t| t.table == "public.t" && t.state == TableState::Done);
+    wait_for("the refusal", PATIENCE, async || (refused() && loaded_first()).then_some(())).await;
     assert_eq!(table("public.secret").code.as_deref(), Some("backfill.no_permission"));
     assert_eq!((table("public.t").state, table("public.t").rows), (TableState::Done, 10));
     client.batch_execute(&format!("GRANT SELECT ON secret TO {role}")).await.expect("grants");
