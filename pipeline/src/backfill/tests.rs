@@ -268,10 +268,13 @@ impl Server {
     }
 }
 
+/// A row's value and its large value, if it has one.
+type Stored = (u64, Option<u64>);
+
 /// What a target that keeps the highest version of each row ends up with.
 #[derive(Default)]
 struct Target {
-    rows: BTreeMap<u32, (Position, Option<(u64, Option<u64>)>)>,
+    rows: BTreeMap<u32, (Position, Option<Stored>)>,
 }
 
 impl Target {

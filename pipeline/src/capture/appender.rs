@@ -359,7 +359,7 @@ impl Appender {
                 p.buffer.push(&header, &self.scratch);
             } else {
                 split(p, partition, &header, &self.scratch, self.batch_max, &mut self.ready);
-                if p.buffer.len() == 0 {
+                if p.buffer.is_empty() {
                     // Whatever follows in this partition stands in a later batch than the last part.
                     self.required[index] = PublishId::new(self.run.token, p.count - 1);
                 }

@@ -157,11 +157,11 @@ fn mask_line(line: &str) -> String {
     let mut mask = |from: usize, to: usize| {
         let mut at = from;
         while at < to {
-            if line[at..to].starts_with("${") {
-                if let Some(end) = line[at..to].find('}') {
-                    at += end + 1;
-                    continue;
-                }
+            if line[at..to].starts_with("${")
+                && let Some(end) = line[at..to].find('}')
+            {
+                at += end + 1;
+                continue;
             }
             let c = line[at..].chars().next().map_or(1, char::len_utf8);
             if !matches!(bytes[at], b'\n' | b'\r' | b'"' | b'\'' | b' ') {
@@ -182,10 +182,10 @@ fn mask_line(line: &str) -> String {
         if let Some(query) = line[authority..word_end].find('?') {
             let query = authority + query + 1;
             for (start, parameter) in pieces(&line[query..word_end]) {
-                if let Some((name, value)) = parameter.split_once('=') {
-                    if is_secret(name) {
-                        mask(query + start + name.len() + 1, query + start + name.len() + 1 + value.len());
-                    }
+                if let Some((name, value)) = parameter.split_once('=')
+                    && is_secret(name)
+                {
+                    mask(query + start + name.len() + 1, query + start + name.len() + 1 + value.len());
                 }
             }
         }

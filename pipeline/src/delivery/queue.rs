@@ -266,10 +266,10 @@ impl Queue {
                     tries.first_at_ms = now_ms();
                 }
                 tries.attempts = tries.attempts.saturating_add(1);
-                if let Some((last, successes)) = tries.last.replace((now, self.successes)) {
-                    if successes != self.successes {
-                        tries.counted += now - last;
-                    }
+                if let Some((last, successes)) = tries.last.replace((now, self.successes))
+                    && successes != self.successes
+                {
+                    tries.counted += now - last;
                 }
                 if self.retry.give_up_after.is_some_and(|limit| tries.counted >= limit) {
                     let attempts = tries.attempts;

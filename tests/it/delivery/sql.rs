@@ -27,7 +27,7 @@ const COUNT_WRITES: &str = "CREATE FUNCTION count_writes() RETURNS trigger LANGU
 
 async fn database() -> (Database, Client) {
     let server = Postgres::shared().await;
-    let database = Database::empty(&server, "delivery").await;
+    let database = Database::empty(server, "delivery").await;
     let client = database.connect().await;
     for sql in [MARKS, TABLE_A, COUNT_WRITES] {
         client.batch_execute(sql).await.expect(sql);
@@ -247,7 +247,7 @@ async fn an_unchanged_large_value_is_left_alone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_target_lacks_is_named_with_the_statement_that_adds_it() {
     let server = Postgres::shared().await;
-    let database = Database::empty(&server, "delivery").await;
+    let database = Database::empty(server, "delivery").await;
     let client = database.connect().await;
     client.batch_execute("CREATE TABLE a (id bigint, qty integer)").await.expect("creates");
     let lane = LaneId { connector: "inventory".into(), partition: 0, lane: 0 };

@@ -213,7 +213,7 @@ impl Credits {
     fn more(&mut self, waiting: usize, waiting_bytes: usize) -> u16 {
         let room = AHEAD_BYTES.saturating_sub(waiting_bytes);
         // Before the first chunk nothing is known of their size.
-        let fit = if self.largest == 0 { 1 } else { room / self.largest };
+        let fit = room.checked_div(self.largest).unwrap_or(1);
         let fit = if room > AHEAD_BYTES / 2 { fit.max(1) } else { fit };
         let more = fit.min(AHEAD_CHUNKS.saturating_sub(waiting)).saturating_sub(self.under_way);
         self.under_way += more;

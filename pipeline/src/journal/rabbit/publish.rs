@@ -338,7 +338,8 @@ mod tests {
         let write = async move { write_frame(&mut near, pieces).await };
         let mut got = Vec::new();
         let (written, read) = tokio::join!(write, tokio::io::AsyncReadExt::read_to_end(&mut far, &mut got));
-        (written.unwrap(), read.unwrap());
+        written.unwrap();
+        read.unwrap();
         assert_eq!(got, wanted);
     }
 }
