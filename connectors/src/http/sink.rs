@@ -134,7 +134,8 @@ impl HttpSink {
         let begun = Instant::now();
         let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.items.len());
         // Ranges still to be sent, the next one last. Halves replace a list of which something is refused.
-        let mut ranges = Vec::from([0..batch.items.len()]);
+        let whole = 0..batch.items.len();
+        let mut ranges = vec![whole];
         while let Some(range) = ranges.pop() {
             if !outcomes.is_empty() && (begun.elapsed() >= self.config.timeout || self.is_paused()) {
                 break;
