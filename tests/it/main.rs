@@ -8,6 +8,8 @@ mod e2e;
 mod events;
 mod faults;
 mod harness;
+mod identity;
+mod matrix;
 mod model;
 mod pgoutput_writer;
 mod tidy;

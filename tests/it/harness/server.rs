@@ -31,6 +31,11 @@ fn start_shared(name: &str, dir: &Path) {
     script(name, &["start", &dir.to_string_lossy()], &[]);
 }
 
+/// The version that `POSTGRES_MAJOR` asks for, which the scripts read too; `None` is the installed one.
+fn asked_major() -> Option<u32> {
+    std::env::var("POSTGRES_MAJOR").ok()?.parse().ok()
+}
+
 /// A private PostgreSQL with logical WAL.
 #[derive(Debug)]
 pub(crate) struct Postgres {
@@ -46,7 +51,8 @@ impl Postgres {
         SHARED
             .get_or_init(|| async {
                 tokio::task::spawn_blocking(|| {
-                    let dir = target().join("tests").join("postgres");
+                    let name = asked_major().map_or("postgres".to_owned(), |major| format!("postgres-{major}"));
+                    let dir = target().join("tests").join(name);
                     start_shared("postgres.sh", &dir);
                     Postgres::at(dir, true)
                 })
