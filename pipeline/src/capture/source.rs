@@ -31,7 +31,8 @@ pub enum Frame<'a> {
     XLogData {
         /// Where the piece begins in WAL (0 for what has no place of its own).
         wal_start: Lsn,
-        /// The server's end of WAL when it was sent.
+        /// The server's end of WAL when it was sent; PostgreSQL repeats `wal_start` here, so only a keepalive tells how far
+        /// the server is.
         wal_end: Lsn,
         /// The pgoutput message.
         data: &'a [u8],

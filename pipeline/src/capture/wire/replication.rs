@@ -59,12 +59,15 @@ impl Pace {
     const WINDOW: Duration = Duration::from_millis(20);
     /// 4 MB/s, about 20,000 changes a second: no live point of sale, but a quarter of what a backlog comes at.
     const FAST_BYTES_PER_SECOND: u128 = 4 << 20;
+    /// Once fast, a backlog that a busy server sends haltingly is still one: it has to be this much slower for this much longer.
+    const HYSTERESIS: u32 = 5;
 
     fn received(&mut self, bytes: usize, now: Instant) {
         self.bytes += bytes;
         let elapsed = now - *self.since.get_or_insert(now);
-        if elapsed >= Self::WINDOW {
-            self.fast = self.bytes as u128 * 1_000_000 >= Self::FAST_BYTES_PER_SECOND * elapsed.as_micros();
+        let times = if self.fast { Self::HYSTERESIS } else { 1 };
+        if elapsed >= Self::WINDOW * times {
+            self.fast = self.bytes as u128 * 1_000_000 * u128::from(times) >= Self::FAST_BYTES_PER_SECOND * elapsed.as_micros();
             (self.since, self.bytes) = (Some(now), 0);
         }
     }
@@ -390,16 +393,18 @@ mod tests {
     #[test]
     fn a_backlog_in_small_reads_is_told_from_live_traffic() {
         let begin = Instant::now();
-        let run = |bytes: usize, gap_us: u64| {
-            let mut pace = Pace::default();
+        let run = |pace: &mut Pace, after_ms: u64, bytes: usize, gap_us: u64| {
             for read in 0..1000 {
-                pace.received(bytes, begin + Duration::from_micros(gap_us * read));
+                pace.received(bytes, begin + Duration::from_millis(after_ms) + Duration::from_micros(gap_us * read));
             }
             pace.fast
         };
-        assert!(run(600, 30), "20 MB/s in small reads");
-        assert!(!run(2400, 13_000), "77 transactions a second");
-        assert!(!run(200_000, 100_000), "a burst every now and then");
+        assert!(!run(&mut Pace::default(), 0, 2400, 13_000), "77 transactions a second");
+        assert!(!run(&mut Pace::default(), 0, 200_000, 100_000), "a burst every now and then");
+        let mut pace = Pace::default();
+        assert!(run(&mut pace, 0, 600, 30), "20 MB/s in small reads");
+        assert!(run(&mut pace, 30, 250_000, 40_000), "the same haltingly");
+        assert!(!run(&mut pace, 50_000, 2400, 13_000), "caught up");
     }
 
     #[test]
