@@ -107,6 +107,7 @@ async fn tillstream(pos: &Client, pipeline: &Pipeline, rows: u64, round: u32) ->
     let elapsed = began.elapsed();
     assert!(status.success(), "{status}: {}", running.process.stderr());
     pos.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await.expect("the slot is free");
+    assert_eq!(pipeline.journal_events(&name).await, rows, "every row is in the journal, once");
     measured(rows, elapsed, cpu, rss)
 }
 
