@@ -32,6 +32,8 @@ mod control_log;
 pub mod encode;
 pub mod hook;
 pub mod intake;
+mod link;
+mod opening;
 pub mod pgoutput;
 pub mod progress;
 pub mod relations;
@@ -41,7 +43,7 @@ pub mod stats;
 pub mod tail;
 pub mod wire;
 
-pub use session::producer_name;
+pub use opening::producer_name;
 pub use stats::Stats;
 
 /// A row above this many bytes, as the server sends it, goes to the dead letters instead of the data log. Its pieces

@@ -201,6 +201,17 @@ impl Broker {
         }
     }
 
+    /// Some writers find out that they cannot go on.
+    pub(crate) fn fail_writers(&self) {
+        let writers: Vec<Arc<Moved>> = self.0.links.lock().expect("never poisoned").iter().map(|link| link.moved.clone()).collect();
+        for moved in writers {
+            if self.0.dice.chance(50) {
+                *moved.failed.lock().expect("never poisoned") = true;
+                moved.notify.notify_waiters();
+            }
+        }
+    }
+
     pub(crate) fn set_slow(&self, log: Log, slow: bool) {
         self.with(log, |s| s.slow = slow);
     }
@@ -239,7 +250,14 @@ struct Link {
 #[derive(Default)]
 struct Moved {
     count: Mutex<u64>,
+    failed: Mutex<bool>,
     notify: Notify,
+}
+
+impl Moved {
+    fn check(&self) -> Result<(), JournalError> {
+        if *self.failed.lock().expect("never poisoned") { Err(JournalError::Unavailable("the writer failed".into())) } else { Ok(()) }
+    }
 }
 
 impl Link {
@@ -417,6 +435,9 @@ impl Reader for SimReader {
                 let index = committed.partition_point(|b| b.first_offset + u64::from(b.batch.records) <= self.next);
                 (index < committed.len()).then(|| chunk(&committed[index..=index]))
             });
+            if self.broker.0.dice.chance(1) && self.broker.0.dice.chance(30) {
+                return Err(JournalError::Unavailable("the reader failed".into()));
+            }
             if let Some(chunk) = found {
                 self.next = chunk.first_offset.0 + u64::from(chunk.records);
                 return Ok(chunk);
@@ -437,6 +458,7 @@ impl Writer for SimWriter {
     async fn append(&mut self, log: Log, id: PublishId, batch: Batch) -> Result<(), JournalError> {
         loop {
             let moved = self.moved.notify.notified();
+            self.moved.check()?;
             if self.unconfirmed_bytes() < WINDOW_BYTES {
                 break;
             }
@@ -460,6 +482,7 @@ impl Writer for SimWriter {
     async fn progress(&mut self) -> Result<(), JournalError> {
         loop {
             let moved = self.moved.notify.notified();
+            self.moved.check()?;
             let count = *self.moved.count.lock().expect("never poisoned");
             if count > self.seen {
                 self.seen = count;

@@ -58,7 +58,13 @@ const SIZE: Size = Size { records: 60, faults: 20 };
 /// One node that captures: a process that is started again when it dies.
 struct Node {
     process: Process,
-    running: Mutex<Option<AbortHandle>>,
+    running: Mutex<Option<Running>>,
+}
+
+/// A process under way, and the two ways to end it.
+struct Running {
+    kill: AbortHandle,
+    stop: CancellationToken,
 }
 
 struct World {
@@ -94,14 +100,14 @@ fn settings(world: &World) -> Settings {
     }
 }
 
-fn parts(world: &World, process: &Process) -> CaptureParts {
+fn parts(world: &World, process: &Process, stop: CancellationToken) -> CaptureParts {
     CaptureParts {
         source: Arc::new(SimSource(world.server.clone())),
         journal: Arc::new(SimJournal { broker: world.broker.clone(), process: process.clone() }),
         settings: settings(world),
         hooks: None,
         stats: Arc::new(Stats::default()),
-        stop: world.stop.clone(),
+        stop,
     }
 }
 
@@ -111,12 +117,13 @@ async fn keep_running(world: Arc<World>, n: usize) {
     let hooks = Script { dice: world.dice.clone(), checker: world.checker.clone() };
     let hooks: Arc<dyn capture::hook::Hooks> = Arc::new(hooks);
     while !world.stop.is_cancelled() {
-        let parts = CaptureParts { hooks: Some(hooks.clone()), ..parts(&world, &node.process) };
+        let stop = world.stop.child_token();
+        let parts = CaptureParts { hooks: Some(hooks.clone()), ..parts(&world, &node.process, stop.clone()) };
         node.process.resume();
         let task = tokio::spawn(node.process.run(capture::run(parts, Mode::Follow)));
-        *node.running.lock().expect("never poisoned") = Some(task.abort_handle());
+        *node.running.lock().expect("never poisoned") = Some(Running { kill: task.abort_handle(), stop });
         match task.await {
-            Ok(Ok(_)) => return,
+            Ok(Ok(_)) => sleep(world.dice.millis(0, 4_000)).await,
             Ok(Err(error)) => return world.checker.fail(format!("node {n} stopped with {}: {error}", error.code())),
             Err(error) if error.is_panic() => return world.checker.fail(format!("node {n} panicked: {error}")),
             Err(_) => sleep(world.dice.millis(0, 4_000)).await,
@@ -143,12 +150,17 @@ fn break_something(world: &Arc<World>) {
     let dice = &world.dice;
     let node = &world.nodes[dice.below(world.nodes.len())];
     match dice.within(0, 99) {
-        0..=24 => {
+        0..=21 => {
             if let Some(running) = node.running.lock().expect("never poisoned").take() {
-                running.abort();
+                running.kill.abort();
             }
         }
-        25..=44 => {
+        22..=27 => {
+            if let Some(running) = node.running.lock().expect("never poisoned").as_ref() {
+                running.stop.cancel();
+            }
+        }
+        28..=44 => {
             node.process.stall();
             let (process, pause) = (node.process.clone(), dice.millis(100, 150_000));
             tokio::spawn(async move {
@@ -166,8 +178,9 @@ fn break_something(world: &Arc<World>) {
             });
         }
         65..=72 => world.server.checkpoint(),
-        73..=82 => world.broker.cut(world.broker.some_log(), 70),
-        83..=92 => world.broker.change_leader(world.broker.some_log()),
+        73..=80 => world.broker.cut(world.broker.some_log(), 70),
+        81..=84 => world.broker.fail_writers(),
+        85..=92 => world.broker.change_leader(world.broker.some_log()),
         _ => {
             let log = world.broker.some_log();
             world.broker.set_slow(log, true);
@@ -241,7 +254,7 @@ async fn run(seed: u64, size: Size) -> Result<(Summary, u64), String> {
         node.await.map_err(|e| e.to_string())?;
     }
     // A last run from cron finds little or nothing to do, and ends by itself.
-    let job = CaptureParts { stop: CancellationToken::new(), ..parts(&world, &Process::default()) };
+    let job = parts(&world, &Process::default(), CancellationToken::new());
     match timeout(HEALED_DEADLINE, capture::run(job, Mode::UntilCaughtUp)).await {
         Ok(Ok(stopped)) if stopped.complete => {}
         Ok(Ok(_)) => return Err("the last run could not store everything".to_owned()),
