@@ -40,26 +40,36 @@ impl Prepared {
 }
 
 /// The newest events of one partition, shared by all connectors that read it.
-#[derive(Debug, Default)]
-pub(super) struct Shared(Mutex<Kept>);
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Whether there is more than one.
+    keep: bool,
+    kept: Mutex<Kept>,
+}
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// Oldest first, by what identifies an entry for good: its position and its body's length are not enough for a
-    /// backfill's rows, so their offset counts as well.
+    /// Offsets and lengths, oldest first.
     order: VecDeque<(u64, usize)>,
     events: HashMap<u64, (Position, Prepared)>,
     bytes: usize,
 }
 
 impl Shared {
+    pub(super) fn new(connectors: usize) -> Shared {
+        Shared { keep: connectors > 1, kept: Mutex::default() }
+    }
+
     /// The event of the entry at this offset; parsed when nobody has done so.
     pub(super) fn prepare(&self, offset: u64, position: Position, body: &[u8], stored_at_ms: i64) -> Result<Prepared, EventError> {
+        if !self.keep {
+            return Prepared::parse(body, stored_at_ms);
+        }
         if let Some(found) = self.find(offset, position, body) {
             return Ok(found);
         }
         let prepared = Prepared::parse(body, stored_at_ms)?;
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.events.insert(offset, (position, prepared.clone())).is_none() {
             kept.order.push_back((offset, body.len()));
             kept.bytes += body.len();
@@ -74,7 +84,7 @@ impl Shared {
 
     /// A journal that lost its unsynced tail uses offsets again, so the bytes are compared.
     fn find(&self, offset: u64, position: Position, body: &[u8]) -> Option<Prepared> {
-        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         let (at, prepared) = kept.events.get(&offset)?;
         (*at == position && prepared.event.body() == body).then(|| prepared.clone())
     }

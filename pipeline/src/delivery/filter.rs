@@ -34,6 +34,8 @@ pub struct Filter {
     position: Option<Position>,
     /// Whether the reader began behind a checkpoint and so has seen every fence since.
     resumed: bool,
+    /// Whether reading began below `position` on purpose, and has not come back to it.
+    rewound: bool,
     /// The history that `position` belongs to.
     lineage: Option<Lineage>,
     open: Option<Open>,
@@ -174,6 +176,13 @@ impl Filter {
         Filter { token, position: (!position.is_none()).then_some(position), resumed: true, ..Filter::default() }
     }
 
+    /// A filter for a reader that knows `position` and has to look for it again from further back, because the log's
+    /// offsets no longer mean what they did. What lies up to it is repeats; the first live entry behind it must follow it.
+    #[must_use]
+    pub fn rewound(token: u32, position: Position) -> Self {
+        Filter { rewound: true, ..Filter::resume(token, position) }
+    }
+
     /// The highest token seen.
     #[must_use]
     pub fn token(&self) -> u32 {
@@ -184,6 +193,12 @@ impl Filter {
     #[must_use]
     pub fn position(&self) -> Position {
         self.position.unwrap_or(Position::NONE)
+    }
+
+    /// Whether it still looks for its place.
+    #[must_use]
+    pub fn is_rewound(&self) -> bool {
+        self.rewound
     }
 
     /// Counts since the filter was made.
@@ -331,6 +346,9 @@ impl Filter {
     /// Whether the entry follows what was read.
     fn check(&self, offset: Offset, header: &Header<'_>) -> Result<(), FilterError> {
         let Some(expected) = self.position else { return Ok(()) };
+        if self.rewound && !header.is_live() && header.prev < expected {
+            return Ok(());
+        }
         if header.prev != expected {
             return Err(FilterError::Gap { offset, expected, found: header.prev });
         }
@@ -350,8 +368,9 @@ impl Filter {
             Kind::Fence | Kind::Marker | Kind::Part => {}
         }
         let after = if header.is_live() { header.position } else { header.prev };
-        debug_assert!(self.position.is_none_or(|p| p <= after), "positions never go back");
-        self.position = Some(after);
+        // Only a rewound reader meets a lower one: of a row that a backfill read.
+        self.position = Some(self.position.map_or(after, |p| p.max(after)));
+        self.rewound &= !header.is_live();
         if header.is_live() && self.lineage.replace(header.lineage).is_some_and(|l| l != header.lineage) {
             self.counts.lineages += 1;
         }
@@ -441,6 +460,16 @@ mod tests {
         let mut filter = Filter::new();
         let said = feed(&mut filter, &[event(1, 10, 0), read(5, 10), read(5, 10), event(1, 20, 10), read(5, 10)]);
         assert_eq!(said, ["pass", "pass", "pass", "pass", "delivery.gap"]);
+    }
+
+    #[test]
+    fn a_rewound_reader_finds_its_place_again() {
+        let read = |prev| header(Kind::Read, 2, at(5), at(prev));
+        let mut filter = Filter::rewound(1, at(20));
+        let said = feed(&mut filter, &[event(1, 5, 3), read(5), event(1, 10, 5), event(2, 20, 10), read(20), event(2, 30, 20), read(20)]);
+        assert_eq!(said, ["repeat", "pass", "repeat", "repeat", "pass", "pass", "delivery.gap"]);
+        let mut filter = Filter::rewound(1, at(20));
+        assert_eq!(feed(&mut filter, &[event(1, 10, 5), event(2, 30, 25)]), ["repeat", "delivery.gap"]);
     }
 
     #[test]

@@ -15,26 +15,25 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tillstream_connectors::sink::{Idempotency, LaneId, OnDelete, Sink, SinkError};
+use tillstream_connectors::sink::{Idempotency, Sink};
 use tillstream_schemas::entry::EntryError;
 use tillstream_schemas::{Kind, Op};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::DeliveryError;
-use super::events::{Prepared, Selection, Shared, is_versioned};
+use super::events::{Prepared, Selection, is_versioned};
 use super::filter::{Filter, FilterError, Skip, Verdict};
-use super::lane::{FINISH_WITHIN, Floor, Lane, Marking, Order, Pause, Report};
+use super::lane::{FINISH_WITHIN, Floor, Lane, Marking, Order, Report};
 use super::mark::LaneMark;
 use super::queue::{Limits, Origin, Queue, Rejected, Work};
 use super::settlement::{Point, Settlement};
+use super::start::{Context, Skipped, from_checkpoint, from_marks};
 use super::stats::{ConnectorState, ConnectorStats, PartitionProgress};
-use crate::config;
-use crate::control::{self, Body, Checkpoint, ControlError, DeadLetter, DeadLetterSettled, Follower, Record, Settled};
-use crate::journal::{Chunk, From, Journal, Log, Offset, PublishId, Reader};
-use crate::retry::Delays;
+use crate::control::{self, Body, Checkpoint, ControlError, DeadLetter, DeadLetterSettled, Record, Settled};
+use crate::journal::{Bounds, Chunk, JournalError, Log, Offset, PublishId, Reader};
 
 /// Events under way in one partition: enough for every lane to fill its next batch while one is in the air.
 const UNDER_WAY_MAX: usize = 10_000;
@@ -52,53 +51,12 @@ const TICK: Duration = Duration::from_millis(250);
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How often an idle transactional sink stores how far reading went, so that a restart does not read it again.
 const MARK_EVERY: Duration = Duration::from_secs(30);
+/// How long nothing comes before the log's end is looked at: a log that lost its end would be waited for in vain.
+const LOOK_AT_END_AFTER: Duration = Duration::from_secs(10);
 /// Ranges in a checkpoint's ledger.
 const LEDGER_MAX: usize = 500;
 /// A last checkpoint at a stop is given this long.
 const LAST_SAVE_WITHIN: Duration = Duration::from_secs(2);
-
-/// What a partition's task needs.
-pub(super) struct Context {
-    pub(super) journal: Arc<dyn Journal>,
-    pub(super) pipeline: String,
-    pub(super) source: String,
-    pub(super) owner: String,
-    pub(super) connector: Arc<config::Connector>,
-    pub(super) partition: u16,
-    pub(super) follower: Follower,
-    pub(super) shared: Arc<Shared>,
-    pub(super) stats: Arc<ConnectorStats>,
-    pub(super) pause: Pause,
-    pub(super) stop: CancellationToken,
-    /// Deliver what stood in the journal at this moment, then end: the offset of the last entry, `None` of an empty log.
-    pub(super) until: Option<Option<Offset>>,
-}
-
-/// Where reading begins.
-enum Start {
-    /// Nobody was here before: the oldest entry still there.
-    First,
-    At(Point),
-}
-
-/// What has been settled already above the place where reading begins.
-enum Skipped {
-    Ledger(Vec<(u64, u64)>),
-    /// Each lane's own mark.
-    Own(Vec<Offset>),
-}
-
-impl Skipped {
-    fn has(&self, offset: Offset, lane: usize) -> bool {
-        match self {
-            Skipped::Ledger(ranges) => {
-                let after = ranges.partition_point(|(first, _)| *first <= offset.0);
-                after > 0 && ranges[after - 1].1 >= offset.0
-            }
-            Skipped::Own(own) => own.get(lane).is_some_and(|own| offset < *own),
-        }
-    }
-}
 
 /// A chunk that is being walked.
 struct Walk {
@@ -149,6 +107,9 @@ struct Partition {
     skipped: Skipped,
     reader: Box<dyn Reader>,
     walk: Option<Walk>,
+    /// When a chunk came last, or the end was looked at.
+    last_read: Instant,
+    look_at_end: Option<LookAtEnd>,
     /// A TRUNCATE that waits until everything before it is settled, and then until it is itself.
     barrier: Option<Barrier>,
     lanes: Vec<mpsc::Sender<Order>>,
@@ -185,7 +146,8 @@ enum Action {
     Report(Report),
     Confirmed(Result<(), ControlError>),
     Control(bool),
-    Read(Result<Chunk, crate::journal::JournalError>),
+    Read(Result<Chunk, JournalError>),
+    End(Option<(Offset, Offset)>),
     Step,
     Tick,
 }
@@ -226,17 +188,13 @@ impl Partition {
                 let mark = context.until_ready(sink.as_mut(), |sink| Box::pin(sink.resume())).await?;
                 marks.push(mark.map(|m| LaneMark::decode(&m)).transpose()?);
             }
-            start_from_marks(&marks)
+            from_marks(&marks)
         } else {
-            match state.checkpoint(&name, partition) {
-                Some(c) => {
-                    let point = Point { offset: c.offset, position: c.position, token: c.token };
-                    (Start::At(point), Skipped::Ledger(c.ledger.clone()))
-                }
-                None => (Start::First, Skipped::Ledger(Vec::new())),
-            }
+            from_checkpoint(state.checkpoint(&name, partition))
         };
         let (reader, filter, from) = context.open(start).await?;
+        // Offsets that were settled mean nothing where offsets changed.
+        let skipped = if filter.is_rewound() { Skipped::Own(Vec::new()) } else { skipped };
         tracing::info!(connector = name, partition, lease, offset = from.offset.0, "delivery starts");
         Ok(Some(Partition::with(context, control, lease, sinks, reader, filter, from, skipped)))
     }
@@ -294,6 +252,8 @@ impl Partition {
             skipped,
             reader,
             walk: None,
+            last_read: now,
+            look_at_end: None,
             barrier: None,
             lanes,
             reports,
@@ -339,6 +299,7 @@ impl Partition {
             done = self.control.progress(), if self.saving.is_some() => Action::Confirmed(done),
             _ = tick.tick() => Action::Tick,
             state = self.context.follower.changed() => Action::Control(state.is_some()),
+            end = answer(&mut self.look_at_end), if self.look_at_end.is_some() => Action::End(end),
             () = std::future::ready(()), if room && walking => Action::Step,
             chunk = self.reader.next(), if room && !walking => Action::Read(chunk),
         }
@@ -372,12 +333,20 @@ impl Partition {
                     self.saving = None;
                 }
             }
-            Action::Control(true) => self.redrive(),
+            Action::Control(true) => {
+                self.check_lease()?;
+                self.redrive();
+            }
             Action::Control(false) => return Err(DeliveryError::Ended),
             Action::Read(chunk) => {
                 let chunk = chunk?;
+                self.last_read = Instant::now();
                 self.walk = Some(Walk { offset: chunk.first_offset.0, at: 0, chunk });
             }
+            Action::End(Some((checkpoint, end))) if end < checkpoint => {
+                return Err(DeliveryError::Regressed { partition: self.context.partition, checkpoint, end });
+            }
+            Action::End(_) => self.look_at_end = None,
             Action::Step => self.step()?,
             Action::Tick => self.tick().await?,
         }
@@ -584,6 +553,18 @@ impl Partition {
         letter
     }
 
+    /// Ends this owner once another process has announced a later lease.
+    fn check_lease(&self) -> Result<(), ControlError> {
+        let state = self.context.follower.state();
+        match state.lease(&self.context.connector.name, self.context.partition) {
+            Some(held) if held.lease > self.control.lease() => {
+                let name = control::delivery_producer(&self.context.pipeline, &self.context.connector.name, self.context.partition).0;
+                Err(ControlError::Rival { name, lease: held.lease })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sends dead letters again that someone asked for, under the key and version they had.
     fn redrive(&mut self) {
         let state = self.context.follower.state();
@@ -646,6 +627,12 @@ impl Partition {
             },
         );
         let now = Instant::now();
+        if self.look_at_end.is_none() && self.walk.is_none() && now - self.last_read >= LOOK_AT_END_AFTER {
+            self.last_read = now;
+            let (journal, log) = (self.context.journal.clone(), Log::Data(self.context.partition));
+            let ask = tokio::spawn(async move { journal.bounds(log).await });
+            self.look_at_end = Some(LookAtEnd { reached: reached.offset, ask });
+        }
         let idle = self.transactional && !self.marking && self.settlement.unsettled() == 0;
         if idle && self.marked.1 < checkpoint.offset && now - self.marked.0 >= MARK_EVERY {
             self.store_mark();
@@ -711,95 +698,20 @@ impl Partition {
     }
 }
 
-impl Context {
-    fn build_sinks(&self) -> Vec<Box<dyn Sink>> {
-        let on_delete: OnDelete = self.connector.on_delete;
-        let lane = |lane| LaneId { connector: self.connector.name.clone(), partition: self.partition, lane };
-        (0..self.connector.delivery.lanes.get()).map(|n| self.connector.target.build(lane(n), on_delete)).collect()
-    }
-
-    /// Repeats a call of the sink until it succeeds; definite errors end it.
-    async fn until_ready<'s, T>(
-        &self,
-        sink: &'s mut (dyn Sink + 'static),
-        call: impl for<'a> Fn(&'a mut (dyn Sink + 'static)) -> std::pin::Pin<Box<dyn Future<Output = Result<T, SinkError>> + Send + 'a>>,
-    ) -> Result<T, DeliveryError> {
-        let mut delays = Delays::new(self.connector.retry.base, self.connector.retry.max);
-        loop {
-            let error = match call(&mut *sink).await {
-                Ok(done) => return Ok(done),
-                Err(error) => error,
-            };
-            let error = DeliveryError::Sink(error);
-            if !error.is_transient() {
-                return Err(error);
-            }
-            self.stats.set_error(&error.code(), &error.to_string());
-            self.stats.set_state(ConnectorState::Retrying);
-            let delay = delays.next_delay();
-            tracing::warn!(connector = self.connector.name, %error, retry_in = ?delay, "target not ready");
-            tokio::time::sleep(delay).await;
-        }
-    }
-
-    /// A reader at the start, the filter that goes with it, and the point they stand at.
-    async fn open(&self, start: Start) -> Result<(Box<dyn Reader>, Filter, Point), DeliveryError> {
-        let log = Log::Data(self.partition);
-        let bounds = self.journal.bounds(log).await?;
-        match start {
-            Start::First => {
-                let first = bounds.map_or(Offset(0), |b| b.first);
-                let from = if bounds.is_some() { From::Offset(first) } else { From::First };
-                let reader = self.journal.reader(log, from).await?;
-                Ok((reader, Filter::new(), Point { offset: first, ..Point::default() }))
-            }
-            Start::At(point) => {
-                let end = bounds.map_or(0, |b| b.last.0 + 1);
-                if point.offset.0 > end {
-                    // The log ends before what we have settled: it was deleted, or lost its end.
-                    return Err(DeliveryError::Regressed { partition: self.partition, checkpoint: point.offset, end: Offset(end) });
-                }
-                let reader = self.journal.reader(log, From::Offset(point.offset)).await?;
-                Ok((reader, Filter::resume(point.token, point.position), point))
-            }
-        }
-    }
+/// A question for the log's end.
+struct LookAtEnd {
+    /// What had been read when it was asked.
+    reached: Offset,
+    ask: JoinHandle<Result<Option<Bounds>, JournalError>>,
 }
 
-/// The highest floor; each lane skips what its own mark covers when the number of lanes is the same.
-fn start_from_marks(marks: &[Option<LaneMark>]) -> (Start, Skipped) {
-    let Some(highest) = marks.iter().flatten().max_by_key(|m| m.floor.offset) else {
-        return (Start::First, Skipped::Own(Vec::new()));
-    };
-    let own = marks.iter().map(|mark| match mark {
-        Some(mark) if usize::from(mark.lanes) == marks.len() => mark.own,
-        _ => Offset(0),
-    });
-    (Start::At(highest.floor), Skipped::Own(own.collect()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_ledger_and_own_marks_say_what_is_settled() {
-        let ledger = Skipped::Ledger(vec![(5, 7), (9, 9)]);
-        let settled: Vec<u64> = (0..12).filter(|o| ledger.has(Offset(*o), 0)).collect();
-        assert_eq!(settled, [5, 6, 7, 9]);
-        let own = Skipped::Own(vec![Offset(3), Offset(0)]);
-        assert!(own.has(Offset(2), 0) && !own.has(Offset(3), 0) && !own.has(Offset(2), 1) && !own.has(Offset(2), 7));
-    }
-
-    #[test]
-    fn a_start_takes_the_highest_floor_and_forgets_own_marks_of_other_lane_counts() {
-        let point = |offset| Point { offset: Offset(offset), ..Point::default() };
-        let mark = |floor, lanes, own| Some(LaneMark { lease: 1, floor: point(floor), lanes, own: Offset(own) });
-        let (start, skipped) = start_from_marks(&[mark(10, 2, 40), mark(30, 2, 35)]);
-        assert!(matches!(start, Start::At(p) if p == point(30)));
-        assert!(skipped.has(Offset(39), 0) && !skipped.has(Offset(39), 1));
-        let (start, skipped) = start_from_marks(&[mark(10, 3, 40), None]);
-        assert!(matches!(start, Start::At(p) if p == point(10)) && !skipped.has(Offset(20), 0));
-        assert!(matches!(start_from_marks(&[None]).0, Start::First));
+/// What had been read when the end was asked for, and the end. While the journal is away there is no answer.
+async fn answer(asked: &mut Option<LookAtEnd>) -> Option<(Offset, Offset)> {
+    match asked {
+        Some(LookAtEnd { reached, ask }) => match ask.await {
+            Ok(Ok(bounds)) => Some((*reached, bounds.map_or(Offset(0), |b| Offset(b.last.0 + 1)))),
+            Ok(Err(_)) | Err(_) => None,
+        },
+        None => std::future::pending().await,
     }
 }

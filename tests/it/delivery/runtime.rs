@@ -255,6 +255,55 @@ async fn a_gap_stops_delivery_before_the_first_wrong_effect() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_that_was_filled_again_under_other_offsets_is_read_on_by_position() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = journal(dir.path(), 1).await;
+    let mut capture = Capture::new(journal.as_ref(), 1).await;
+    for row in 0..50 {
+        capture.commit(0, &[insert("a", row, 1)]).await;
+    }
+    // What a checkpoint says after the broker lost its end: the position stands, the offset does not. One lies beyond
+    // the log, the other in the midst of it.
+    for (round, offset) in [(0, 10_000), (1, 90)] {
+        let connector_name = format!("loyalty{round}");
+        let state = control::replay(journal.as_ref()).await.expect("replays");
+        let (mut writer, lease) =
+            Writer::take_lease(journal.clone(), "test", "pos", &state, &connector_name, 0, "before").await.expect("takes");
+        let checkpoint = control::Checkpoint {
+            connector: connector_name.clone(),
+            partition: 0,
+            lease: lease.lease,
+            offset: tillstream::journal::Offset(offset),
+            // The end of the 20th transaction.
+            position: tillstream_schemas::Position::end(1, tillstream_schemas::Lsn(0x1000 + 20 * 0x100)),
+            token: 1,
+            ledger: vec![(offset + 1, offset + 20)],
+            at_ms: 0,
+        };
+        writer.store(&control::Record::Checkpoint(checkpoint)).await.expect("stores");
+        let script = Script::new(Idempotency::Key, |_, _, _| Act::Apply);
+        catch_up(&journal, vec![connector(&connector_name, script.target())]).await.expect("finds its place");
+        assert_eq!(script.effects().len(), 30, "{offset}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_ends_when_another_process_takes_over() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = journal(dir.path(), 1).await;
+    sell(&journal, 5, 1).await;
+    let script = Script::new(Idempotency::Key, |_, _, _| Act::Apply);
+    let first = start(&journal, vec![connector("loyalty", script.target())], Mode::Continuous);
+    let stats = first.stats.connector("loyalty").expect("there").clone();
+    timeout(DEADLINE, script.wait_for_effects(5)).await.expect("delivers");
+    let second = start(&journal, vec![connector("loyalty", script.target())], Mode::Continuous);
+    until("the first one ends", || stats.state() == ConnectorState::Failed).await;
+    assert_eq!(stats.last_error().expect("an error").code, "control.rival");
+    first.stop().await.expect("stops");
+    second.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_waits_for_a_call_in_the_air() {
     let dir = tempfile::tempdir().expect("a directory");
     let journal = journal(dir.path(), 1).await;
