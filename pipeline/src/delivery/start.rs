@@ -110,7 +110,8 @@ impl Context {
             return Ok((self.journal.reader(log, From::First).await?, Filter::new(), Point { offset: first, ..Point::default() }));
         };
         let end = bounds.map_or(Offset(0), |b| Offset(b.last.0 + 1));
-        if point.offset <= end && !self.rewind {
+        // Without a position there is nothing to look for: what was a gap is one again.
+        if point.offset <= end && (!self.rewind || point.position.is_none()) {
             let reader = self.journal.reader(log, From::Offset(point.offset)).await?;
             return Ok((reader, Filter::resume(point.token, point.position), point));
         }

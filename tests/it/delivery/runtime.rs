@@ -12,8 +12,6 @@ use tillstream_connectors::scripted::{Act, Effect, Script, refuse, retry};
 use tillstream_connectors::sink::{Class, Idempotency, Outcome};
 use tokio::time::timeout;
 
-use crate::harness::Level;
-
 use super::pos::{Capture, DEADLINE, catch_up, connector, insert, journal, start, truncate, until, update};
 
 /// Rows in the order of their changes: what every target has to show.
@@ -109,10 +107,6 @@ async fn a_transactional_target_sees_nothing_twice_after_a_kill() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graceful_stop_repeats_nothing() {
-    // Known to fail now and then on a loaded machine: a stop repeats an event. The README names it.
-    if Level::get() < Level::Long {
-        return;
-    }
     let dir = tempfile::tempdir().expect("a directory");
     let journal = journal(dir.path(), 1).await;
     sell(&journal, 100, 4).await;

@@ -161,8 +161,7 @@ fn backfill_role(facts: &Facts) -> Step {
             Some(published) => table.published_columns(published).map(|c| identifier(&c.name)).collect(),
             None => table.columns.iter().filter(|c| !c.generated).map(|c| identifier(&c.name)).collect(),
         };
-        // Without a column list a later column is published too, so it has to be readable; and a chunk is read under a lock
-        // on its table, which a right on columns alone does not allow.
+        // Without a column list a later column is published too, so it has to be readable.
         if columns.len() == table.columns.iter().filter(|c| !c.generated).count() {
             statements.push(Statement(format!("GRANT SELECT ON {} TO {role};", table.qualified())));
         } else if !columns.is_empty() {
