@@ -77,11 +77,11 @@ pub enum Diverged {
         stored: u32,
     },
     /// The journal's last transaction should have been sent again and was not.
-    #[error("the stored transaction at {at} was not sent again although an earlier and a later one ({next}) were")]
+    #[error("the stored transaction at {at} was not sent again although an earlier one was and the stream has reached {next}")]
     PassedOver {
         /// Commit LSN of the stored transaction.
         at: Lsn,
-        /// Commit LSN of the one that came instead.
+        /// Commit LSN of the one that came instead, or how far the stream is.
         next: Lsn,
     },
     /// The transaction is shorter than what the journal holds of it.
@@ -177,7 +177,7 @@ impl Appender {
             required: vec![PublishId::new(run.token, 0); tails.len() + 1],
             transaction: None,
             touched: Vec::with_capacity(tails.len()),
-            replay: Replay::new(tails),
+            replay: Replay::new(run.epoch, tails),
             ready: VecDeque::new(),
             scratch: Vec::new(),
             run,
@@ -412,6 +412,26 @@ impl Appender {
         &self.required
     }
 
+    /// Takes note that the server has sent everything before `at`, outside a transaction.
+    ///
+    /// # Errors
+    /// [`Diverged`] when what is stored should have been among it.
+    pub fn reached(&mut self, at: Lsn) -> Result<(), Diverged> {
+        self.replay.reached(at)
+    }
+
+    /// Takes note of a message outside a transaction.
+    pub fn outside(&mut self, at: Lsn) {
+        self.replay.newest = self.replay.newest.max(at);
+    }
+
+    /// Whether the server is sending again what is stored and has not passed its end: until then it is not certain that
+    /// its history is the one in the journal.
+    #[must_use]
+    pub fn is_replaying(&self) -> bool {
+        self.replay.is_under_way()
+    }
+
     /// Number of data partitions.
     #[must_use]
     pub fn partitions(&self) -> u16 {
@@ -456,21 +476,38 @@ struct Replay {
     expected: VecDeque<(Lsn, Evidence)>,
     /// The first transaction of the session: everything from there on must come.
     first: Option<Lsn>,
+    /// The newest one that began.
+    newest: Lsn,
     /// Nothing above it is stored.
     until: Lsn,
 }
 
 impl Replay {
-    fn new(tails: &[Tail]) -> Self {
+    fn new(epoch: u32, tails: &[Tail]) -> Self {
+        // Positions of another epoch are positions of another history.
+        let tails: Vec<&Tail> = tails.iter().filter(|tail| tail.position.epoch == epoch).collect();
         let known = |tail: &Tail| tail.evidence.clone().map(|evidence| (tail.position.commit_lsn, evidence));
-        let mut expected: Vec<_> = tails.iter().filter_map(known).collect();
+        let mut expected: Vec<_> = tails.iter().copied().filter_map(known).collect();
         expected.sort_by_key(|(lsn, _)| *lsn);
         let until = tails.iter().map(|tail| tail.position.commit_lsn).max().unwrap_or_default();
-        Replay { expected: expected.into(), first: None, until }
+        Replay { expected: expected.into(), first: None, newest: Lsn(0), until }
+    }
+
+    /// An earlier transaction was sent again and everything before `at` is sent: then what is stored below has come too.
+    fn reached(&self, at: Lsn) -> Result<(), Diverged> {
+        if self.is_under_way() && at > self.until {
+            return Err(Diverged::PassedOver { at: self.until, next: at });
+        }
+        Ok(())
+    }
+
+    fn is_under_way(&self) -> bool {
+        self.first.is_some() && self.newest < self.until
     }
 
     fn begin(&mut self, commit_lsn: Lsn, xid: u32, commit_time: i64) -> Result<(), Diverged> {
         let first = *self.first.get_or_insert(commit_lsn);
+        self.newest = commit_lsn;
         while let Some((at, stored)) = self.expected.front() {
             if *at > commit_lsn {
                 break;
@@ -683,9 +720,27 @@ mod tests {
         assert_eq!(sent(&one, &[(0x10, 4, 5), (0x30, 6, 5)]), Err(Diverged::PassedOver { at: Lsn(0x20), next: Lsn(0x30) }));
         let inside = [tail(at(0x20, 3))];
         assert_eq!(sent(&inside, &[(0x20, 5, 5)]), Err(Diverged::Shorter { at: Lsn(0x20), changes: 1, stored: 3 }));
+        let other_epoch = [Tail { position: Position { epoch: 9, ..at(0x20, 3) }, ..evidence(0x20, 3, 5) }];
+        assert_eq!(sent(&other_epoch, &[(0x10, 4, 5), (0x30, 6, 5)]), Ok(()), "positions of another epoch are not compared");
         let two = [evidence(0x20, 0, 5), evidence(0x40, 0, 7)];
         assert_eq!(sent(&two, &[(0x30, 6, 5), (0x40, 7, 5)]), Ok(()), "the slot is behind the second partition only");
         assert_eq!(sent(&two, &[(0x30, 6, 5), (0x50, 8, 5)]), Err(Diverged::PassedOver { at: Lsn(0x40), next: Lsn(0x50) }));
+    }
+
+    #[test]
+    fn what_is_sent_again_is_believed_once_its_end_has_passed() {
+        let mut a = Appender::new(run(), MAX, &[evidence(0x20, Position::END_ORDINAL, 5)]);
+        assert!(!a.is_replaying(), "nothing may have to be sent again");
+        assert_eq!(a.reached(Lsn(0x90)), Ok(()));
+        for (lsn, xid, replaying) in [(0x10, 4, true), (0x20, 5, false), (0x30, 6, false)] {
+            a.begin(Lsn(lsn), xid, 5).expect("fits");
+            event(&mut a, 0, b"{}");
+            end(&mut a);
+            assert_eq!(a.is_replaying(), replaying, "{lsn:x}");
+            assert_eq!(a.reached(Lsn(lsn + 2)), Ok(()));
+            let passed = Err(Diverged::PassedOver { at: Lsn(0x20), next: Lsn(0x28) });
+            assert_eq!(a.reached(Lsn(0x28)), if replaying { passed } else { Ok(()) });
+        }
     }
 
     #[test]

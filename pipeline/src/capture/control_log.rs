@@ -17,6 +17,7 @@ pub(super) struct ControlLog {
     state: State,
     snapshotter: Snapshotter,
     token: u32,
+    epoch: u32,
     /// Entries of the own run seen, its fence included: each is one batch, and batches are counted.
     own: u64,
 }
@@ -26,7 +27,7 @@ impl ControlLog {
     pub(super) async fn open(journal: &dyn Journal, state: State, own: &Session) -> Result<Self, CaptureError> {
         let from = if state.next() == Offset(0) { From::First } else { From::Offset(state.next()) };
         let reader = journal.reader(Log::Control, from).await?;
-        let mut log = ControlLog { reader, state, snapshotter: Snapshotter::new(), token: own.token, own: 0 };
+        let mut log = ControlLog { reader, state, snapshotter: Snapshotter::new(), token: own.token, epoch: own.epoch, own: 0 };
         loop {
             let chunk = log.reader.next().await?;
             log.apply(&chunk)?;
@@ -62,6 +63,10 @@ impl ControlLog {
         let highest = self.state.token();
         if highest > self.token {
             return Err(CaptureError::Fenced { token: highest });
+        }
+        let epoch = self.state.epoch();
+        if epoch > self.epoch {
+            return Err(CaptureError::EpochBegan { epoch });
         }
         Ok(())
     }

@@ -271,6 +271,7 @@ impl Intake {
                     return Err(contradiction("a message stands before what came before it"));
                 }
                 outside = TxContext::outside(epoch, message);
+                self.appender.outside(outside.commit_lsn());
                 (Position::new(epoch, outside.commit_lsn(), 0), &outside)
             }
         };
@@ -465,14 +466,15 @@ fn too_many_changes() -> CaptureError {
     }
 }
 
-fn diverged(error: Diverged) -> CaptureError {
+pub(super) fn diverged(error: Diverged) -> CaptureError {
     CaptureError::Definite {
         code: "capture.source_diverged",
         what: error.to_string(),
         why: "the database's history is not the one in the journal: it was restored, or another server answers under its name; \
               going on could skip changes that were never stored"
             .to_owned(),
-        fix: "if the restore is wanted, begin a new epoch and load the tables again; otherwise connect to the right server".to_owned(),
+        fix: "connect to the right server; or, if the restore is wanted, `tillstream epoch bump`: a new epoch, in which the tables are loaded again"
+            .to_owned(),
     }
 }
 /// A row as the server said it changed. An update of a row whose key stayed carries no old tuple, so the tuples alone do not

@@ -31,19 +31,23 @@ pub mod catalog;
 mod control_log;
 pub mod encode;
 pub mod hook;
+mod identity;
 pub mod intake;
 mod link;
 mod opening;
 pub mod pgoutput;
 pub mod progress;
+mod promise;
 pub mod relations;
 mod session;
 pub mod source;
 pub mod stats;
 pub mod tail;
+mod watch;
 pub mod wire;
 
-pub use opening::producer_name;
+pub use identity::{Standing, confirmation};
+pub use opening::{producer_name, stand};
 pub use stats::Stats;
 
 /// A row above this many bytes, as the server sends it, goes to the dead letters instead of the data log. Its pieces
@@ -174,13 +178,24 @@ pub enum CaptureError {
     /// The connection failed or was lost: begin a new session.
     #[error("source unavailable: {0}")]
     Unavailable(String),
+    /// The server lets nobody in at the moment: it starts or shuts down.
+    #[error("source unavailable: {0}")]
+    NotAccepting(String),
     /// Another process holds the slot.
-    #[error("slot \"{slot}\" is active for PID {pid}")]
+    #[error("slot \"{slot}\" is active for PID {pid}{}", holder.as_ref().map_or_else(String::new, |h| format!(": {h}")))]
     SlotActive {
         /// The slot.
         slot: String,
         /// The server process that serves its holder.
         pid: i32,
+        /// Who that is, where it is known.
+        holder: Option<String>,
+    },
+    /// An operator began a new epoch: the next session works in it.
+    #[error("epoch {epoch} was begun; this session worked in an earlier one")]
+    EpochBegan {
+        /// The new epoch.
+        epoch: u32,
     },
     /// A later capture run took over: this one ends.
     #[error("fenced by a later run (token {token})")]
@@ -210,7 +225,11 @@ impl CaptureError {
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            CaptureError::Unavailable(_) | CaptureError::SlotActive { .. } | CaptureError::Fenced { .. } => true,
+            CaptureError::Unavailable(_)
+            | CaptureError::NotAccepting(_)
+            | CaptureError::SlotActive { .. }
+            | CaptureError::EpochBegan { .. }
+            | CaptureError::Fenced { .. } => true,
             CaptureError::Journal(e) => e.is_transient(),
             CaptureError::Definite { .. } => false,
         }
@@ -220,7 +239,8 @@ impl CaptureError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         match self {
-            CaptureError::Unavailable(_) => "capture.source_unavailable",
+            CaptureError::Unavailable(_) | CaptureError::NotAccepting(_) => "capture.source_unavailable",
+            CaptureError::EpochBegan { .. } => "capture.epoch_began",
             CaptureError::SlotActive { .. } => "capture.slot_active",
             CaptureError::Fenced { .. } => "capture.fenced",
             CaptureError::Journal(e) => e.code(),

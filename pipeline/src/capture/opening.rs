@@ -1,20 +1,20 @@
-//! How a session begins: token, slot, fence, verify.
+//! Everything before the first frame: token, slot, fence, verify.
 //!
 //! ```text
-//!  look at all tails ─▶ token ─▶ take the slot ─▶ fence: control log, confirmed ─▶ fence: data logs, confirmed
-//!        ▲                                                                                    │
-//!        └── a rival's entry ◀── read back until the own fence or a rival's ◀─────────────────┘
+//!  look at all tails ─▶ token ─▶ identity ─▶ take the slot ─▶ fence: control log, confirmed ─▶ fence: data logs, confirmed
+//!        ▲                                                                                                │
+//!        └── a rival's entry ◀── read back until the own fence or a rival's ◀─────────────────────────────┘
 //!                                        │ own
 //!                                        ▼
-//!                                   the loop begins
+//!                            is the slot where we left it? ─▶ stream
 //! ```
 //!
-//! The order matters. A token taken *after* the slot could outrank the rightful owner when its process stalls in
-//! between; a data fence before the control fence could drop a predecessor's backfill rows whose cursor is then still
-//! stored. A confirm proves nothing about a fenced-off writer, so only what is read back counts.
+//! The order matters. A token taken *after* the slot could outrank the rightful owner when its process stalls in between;
+//! a data fence before the control fence could drop a predecessor's backfill rows whose cursor is then still stored. A
+//! confirm proves nothing about a fenced-off writer, so only what is read back counts; and only behind the own fence is
+//! it certain what the predecessor promised of the slot.
 
-use std::convert::Infallible;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,26 +22,31 @@ use rand::Rng;
 use rand::rngs::StdRng;
 use sha2::{Digest, Sha256};
 use tillstream_schemas::entry::BatchBuffer;
-use tillstream_schemas::{Header, Kind, Lineage, Position};
+use tillstream_schemas::{Header, Kind, Lineage, Lsn, Position};
 use tokio::time::timeout;
 
 use super::appender::{Appender, Run, Tail};
 use super::control_log::{self, ControlLog};
+use super::identity::{Known, Standing};
 use super::intake::Intake;
 use super::link::Link;
 use super::progress::Progress;
-use super::source::SystemIdentity;
+use super::promise::Promises;
+use super::source::{Looked, Source};
 use super::stats::State;
 use super::tail::{self, Look, Verified};
+use super::watch::{self, Watch};
 use super::{CaptureError, CaptureParts, Settings};
-use crate::config;
+use crate::config::{self, HoldBack};
 use crate::control::{self, Partitioning, Record, Session, Stamp, now_ms};
 use crate::journal::{Batch, Journal, JournalError, Log, ProducerName, PublishId, Writer};
 
-/// How long the journal may take nothing, and the own fence not come back. A healthy journal needs milliseconds, a
-/// broker that elects a new leader some seconds. Whoever holds the slot keeps the server from shutting down, so beyond
-/// that the slot is given back, and taken again once the journal answers.
-pub(super) const STALL_DEADLINE: Duration = Duration::from_secs(20);
+/// How long the own fence may take to come back. A healthy journal needs milliseconds, a broker that elects a new leader
+/// some seconds. A run that cannot fence has read nothing yet, so it gives the slot back for whoever can.
+const FENCE_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What is held back may take this part of the WAL that may be kept at all.
+const HOLD_BACK_PART: u64 = 4;
 
 /// Identifies the history that a slot belongs to.
 fn history(system_id: u64, slot: &str) -> u64 {
@@ -56,12 +61,13 @@ pub fn producer_name(pipeline: &str, system_id: u64, slot: &str) -> ProducerName
     ProducerName(format!("tillstream/{pipeline}/{:016x}", history(system_id, slot)))
 }
 
-/// A session whose fence is verified.
+/// What a session streams with, once its fence is verified.
 pub(super) struct Opened {
     pub(super) link: Link,
     pub(super) writer: Box<dyn Writer>,
     pub(super) control: ControlLog,
     pub(super) intake: Intake,
+    pub(super) promises: Promises,
 }
 
 /// Everything before the first frame.
@@ -79,14 +85,21 @@ pub(super) async fn open(parts: &CaptureParts, random: &mut StdRng) -> Result<Op
     let identity = replication.identity().clone();
     let epoch = state.epoch().max(1);
     let lineage = Lineage(history(identity.system_id, &settings.source.slot));
+    let last = state.session().cloned();
+    let known = known(settings, epoch, last.as_ref(), look.highest());
+    known.check(&identity, lineage)?;
     let partitioning = partitioning(settings, journal.partitions());
-    check_history(settings, state.session(), &identity, epoch, lineage, look.highest())?;
-    check_partitioning(state.session(), epoch, &partitioning)?;
-    let mut link = Link::new(replication, stats.clone());
-    link.replication.start().await?;
+    check_partitioning(last.as_ref(), epoch, &partitioning)?;
+    let watch = Watch::start(Arc::clone(source), Arc::clone(stats), settings.source.wal_budget);
+    let mut link = Link::new(replication, stats.clone(), watch);
+    if let Err(error) = link.replication.start().await {
+        return Err(name_holder(error, source.as_ref(), last.as_ref()).await);
+    }
+    let looked = link.during(source.look()).await??;
+    let confirmed = confirmed(&looked, &settings.source.slot)?;
 
     stats.enter(State::Fencing);
-    stats.token.store(token, Relaxed);
+    stats.token.store(token, std::sync::atomic::Ordering::Relaxed);
     let session = Session {
         token,
         nonce: format!("{:016x}", random.next_u64()),
@@ -99,66 +112,83 @@ pub(super) async fn open(parts: &CaptureParts, random: &mut StdRng) -> Result<Op
         epoch,
         lineage,
         partitioning: Some(partitioning),
+        confirmed: Some(confirmed),
         at_ms: now_ms(),
     };
     let name = producer_name(&settings.pipeline, identity.system_id, &settings.source.slot);
     let stamp = Stamp { token, writer: name.0.clone(), source: settings.source.name.clone(), lineage };
-    let fencing = Box::pin(timeout(STALL_DEADLINE, fence(journal.as_ref(), &name, state, &look, &session, &stamp)));
+    let fencing = Box::pin(timeout(FENCE_DEADLINE, fence(journal.as_ref(), &name, state, &look, &session, &stamp)));
     let fenced = link.during(fencing).await?;
     let Fenced { writer, control, tails } = fenced.map_err(|_| {
-        CaptureError::Unavailable(format!("the fence of run {token} did not come back from the journal within {STALL_DEADLINE:?}"))
+        CaptureError::Unavailable(format!("the fence of run {token} did not come back from the journal within {FENCE_DEADLINE:?}"))
     })??;
-    tracing::info!(token, epoch, tails = ?tails.iter().map(|t| t.position.to_string()).collect::<Vec<_>>(), "capture run fenced and verified");
+    known.check_slot(&identity, confirmed, control.state().released_before())?;
+    tracing::info!(token, epoch, tails = ?tails.iter().map(|t| t.position.to_string()).collect::<Vec<_>>(), %confirmed, "capture run fenced and verified");
+    // What the slot has confirmed is what this connection has told.
+    link.sent.flush = confirmed;
 
     let batch_max = journal.batch_bytes_max();
     let run = Run { token, epoch, lineage, source: settings.source.name.clone() };
     let mut appender = Appender::new(run, batch_max, &tails);
-    mark(&mut appender, &tails);
-    let progress = Progress::new(tails.len() + 1, settings.source.hold_back);
+    mark(&mut appender, epoch, &tails);
+    let hold_back = settings.source.hold_back;
+    let ceiling = watch::ceiling(&looked, settings.source.wal_budget);
+    let hold_back = HoldBack { bytes: hold_back.bytes.min(ceiling / HOLD_BACK_PART), ..hold_back };
+    let progress = Progress::new(tails.len() + 1, hold_back);
     let mut intake = Intake::new(settings, appender, progress, stamp, batch_max, stats.clone());
     intake.set_hook(parts.hooks.as_ref().and_then(|hooks| hooks.session(control.state(), epoch)));
-    stats.enter(State::Streaming);
-    Ok(Opened { link, writer, control, intake })
+    Ok(Opened { link, writer, control, intake, promises: Promises::new(hold_back, confirmed) })
 }
 
-/// Compares the server with what the journal holds.
-fn check_history(
-    settings: &Settings,
-    last: Option<&Session>,
-    identity: &SystemIdentity,
-    epoch: u32,
-    lineage: Lineage,
-    stored: Position,
-) -> Result<(), CaptureError> {
-    if let Some(last) = last
-        && last.epoch >= epoch
-        && last.lineage != lineage
-    {
-        let (was, is) = if last.system_id == identity.system_id {
-            (format!("slot \"{}\"", last.slot), format!("slot \"{}\"", settings.source.slot))
-        } else {
-            (format!("system {}", last.system_id), format!("system {}", identity.system_id))
-        };
-        return Err(CaptureError::Definite {
-            code: "capture.source_changed",
-            what: format!("the journal was written from {was}, the server answers as {is}"),
-            why: "positions of two histories cannot be compared: what is skipped as stored could be something else".to_owned(),
-            fix: "connect to the former server and slot; or, if the change is wanted, begin a new epoch and load the tables again"
-                .to_owned(),
-        });
-    }
-    if stored.epoch == epoch && identity.wal_flush < stored.commit_lsn {
-        return Err(CaptureError::Definite {
-            code: "capture.source_regressed",
-            what: format!(
-                "the server's WAL ends at {}, the journal holds a transaction that committed at {}",
-                identity.wal_flush, stored.commit_lsn
-            ),
-            why: "the database was restored to an earlier moment, so later changes will reuse positions that are stored already".to_owned(),
-            fix: "if the restore is wanted, begin a new epoch and load the tables again; otherwise connect to the right server".to_owned(),
-        });
-    }
-    Ok(())
+fn known<'a>(settings: &'a Settings, epoch: u32, last: Option<&'a Session>, stored: Position) -> Known<'a> {
+    Known { pipeline: &settings.pipeline, slot: &settings.source.slot, epoch, last, stored }
+}
+
+/// What the slot has confirmed. It is ours, so it is there.
+fn confirmed(looked: &Looked, slot: &str) -> Result<Lsn, CaptureError> {
+    let confirmed = looked.slot.as_ref().and_then(|slot| slot.confirmed);
+    confirmed.ok_or_else(|| CaptureError::Unavailable(format!("slot \"{slot}\" does not say what it has confirmed")))
+}
+
+/// Adds to "the slot is taken" who has taken it: what the server says of its session, and what its run said of itself.
+async fn name_holder(error: CaptureError, source: &dyn Source, last: Option<&Session>) -> CaptureError {
+    let CaptureError::SlotActive { slot, pid, holder: None } = error else { return error };
+    let seen = source.look().await.ok().and_then(|looked| looked.slot).and_then(|slot| slot.holder);
+    let run = last.map(|last| format!("run {} of {}", last.token, last.owner));
+    let holder = match (seen, run) {
+        (Some(seen), Some(run)) => Some(format!("{seen}; {run} wrote last")),
+        (seen, run) => seen.or(run),
+    };
+    CaptureError::SlotActive { slot, pid, holder }
+}
+
+/// How things stand, without taking the slot: what a start would find.
+///
+/// # Errors
+/// Those of the journal. That the server is away is part of the answer.
+pub async fn stand(source: &dyn Source, journal: &dyn Journal, settings: &Settings) -> Result<Standing, CaptureError> {
+    let state = control_log::replay(journal).await?;
+    let look = tail::look(journal).await?;
+    let epoch = state.epoch().max(1);
+    let server = async {
+        let mut replication = source.connect().await?;
+        let identity = replication.identity().clone();
+        replication.stop().await;
+        Ok((identity, source.look().await?))
+    };
+    let server: Result<_, CaptureError> = server.await;
+    let known = known(settings, epoch, state.session(), look.highest());
+    let verdict = match &server {
+        Ok((identity, looked)) => {
+            let lineage = Lineage(history(identity.system_id, &settings.source.slot));
+            known.check(identity, lineage).and_then(|()| match looked.slot.as_ref() {
+                Some(slot) => slot.confirmed.map_or(Ok(()), |confirmed| known.check_slot(identity, confirmed, state.released())),
+                None => Err(super::wire::slot_missing(&settings.source.slot)),
+            })
+        }
+        Err(error) => Err(CaptureError::Unavailable(error.to_string())),
+    };
+    Ok(Standing { epoch, last: state.session().cloned(), stored: look.highest(), released: state.released(), server, verdict })
 }
 
 /// How this run spreads rows.
@@ -251,13 +281,14 @@ fn fence_batch(stamp: &Stamp, prev: Position, body: &[u8]) -> Batch {
 
 /// Begins every partition with a marker. Unlike the fence it is written by a run that knows the tail, so the next
 /// start finds position and transaction in the last entry even if this run writes nothing else.
-fn mark(appender: &mut Appender, tails: &[Tail]) {
+fn mark(appender: &mut Appender, epoch: u32, tails: &[Tail]) {
     for (partition, tail) in (0..).zip(tails) {
         let body = match &tail.evidence {
+            _ if !tail.position.is_none() && tail.position.epoch < epoch => serde_json::json!({ "marker": "epoch", "epoch": epoch }),
             Some(e) => serde_json::json!({ "marker": "resume", "xid": e.xid, "committed_at": e.committed_at }),
             None => serde_json::json!({ "marker": "resume" }),
         };
-        let written: Result<(), Infallible> = appender.aside(partition, Kind::Marker, Position::NONE, |to| {
+        let written: Result<(), std::convert::Infallible> = appender.aside(partition, Kind::Marker, Position::NONE, |to| {
             to.extend_from_slice(body.to_string().as_bytes());
             Ok(())
         });
@@ -265,7 +296,6 @@ fn mark(appender: &mut Appender, tails: &[Tail]) {
     }
 }
 
-/// The error of an append by the run with this token.
 pub(super) fn fenced(error: JournalError, token: u32) -> CaptureError {
     match error {
         // A journal that can tell says at once what reading back would show.

@@ -13,6 +13,7 @@
 //! go on the newest record absorbs what comes, and held records are merged to at most a few hundred steps of the window.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use tillstream_schemas::Lsn;
 use tokio::time::Instant;
@@ -27,6 +28,15 @@ const HELD_STEPS: u32 = 128;
 /// Most records in flight. A journal keeps a few hundred batches unconfirmed, so this is reached only when one log
 /// confirms nothing for long; then the newest record waits for more than it would need.
 const FLIGHT_MAX: usize = 4096;
+
+/// A stream without a transaction for this long is held back no longer, whatever the window says: an idle database beside a
+/// busy one would otherwise keep its neighbours' WAL for the whole window, again and again.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// How long what is stored is held back once nothing follows it.
+pub(super) fn quiet(hold_back: HoldBack) -> Duration {
+    hold_back.time.min(QUIET)
+}
 
 /// Stored, but kept back.
 #[derive(Debug)]
@@ -138,6 +148,8 @@ impl Progress {
     /// The LSN that may be acknowledged now. Never goes back. `release` ends the hold-back at once: at a graceful
     /// stop, and when the server waits for us in order to shut down.
     pub fn acknowledgeable(&mut self, now: Instant, release: bool) -> Lsn {
+        let still = now.checked_sub(quiet(self.hold_back));
+        let release = release || (self.flight.is_empty() && self.held.back().is_some_and(|newest| Some(newest.since) <= still));
         while let Some(oldest) = self.held.front() {
             let late = now.saturating_duration_since(oldest.since) >= self.hold_back.time;
             let far = self.confirmed.0 - oldest.end.0 >= self.hold_back.bytes;
@@ -180,7 +192,9 @@ impl Progress {
     /// When the oldest held transaction becomes acknowledgeable by time.
     #[must_use]
     pub fn next_release(&self) -> Option<Instant> {
-        self.held.front().map(|held| held.since + self.hold_back.time)
+        let by_time = self.held.front()?.since + self.hold_back.time;
+        let quiet = self.held.back().filter(|_| self.flight.is_empty()).map(|held| held.since + quiet(self.hold_back));
+        Some(quiet.map_or(by_time, |quiet| quiet.min(by_time)))
     }
 }
 
@@ -220,18 +234,34 @@ mod tests {
         let start = Instant::now();
         p.commit(Lsn(100), &[id(1)]);
         p.confirm(start, |_| id(1));
-        assert_eq!(p.acknowledgeable(start + Duration::from_secs(59), false), Lsn(0));
+        assert_eq!(p.acknowledgeable(start + Duration::from_secs(9), false), Lsn(0));
         p.idle(Lsn(5000));
-        assert_eq!(p.acknowledgeable(start + Duration::from_secs(59), false), Lsn(0), "idle waits for the hold-back too");
+        assert_eq!(p.acknowledgeable(start + Duration::from_secs(9), false), Lsn(0), "idle waits for the hold-back too");
+        p.commit(Lsn(120), &[id(2)]);
+        assert_eq!(p.acknowledgeable(start + Duration::from_secs(59), false), Lsn(0), "a stream that goes on is held back for the window");
         assert_eq!(p.acknowledgeable(start + Duration::from_secs(60), false), Lsn(100));
-        p.commit(Lsn(200), &[id(2)]);
-        p.commit(Lsn(1200), &[id(3)]);
         p.confirm(start, |_| id(2));
+        p.commit(Lsn(200), &[id(3)]);
+        p.commit(Lsn(1200), &[id(4)]);
         p.confirm(start, |_| id(3));
+        p.confirm(start, |_| id(4));
         assert_eq!(p.acknowledgeable(start, false), Lsn(200));
         assert_eq!(p.acknowledgeable(start, true), Lsn(1200));
         p.idle(Lsn(5000));
         assert_eq!(p.acknowledgeable(start, false), Lsn(5000));
+    }
+
+    #[test]
+    fn a_stream_that_stands_still_is_released_after_ten_seconds() {
+        let mut p = Progress::new(1, HoldBack { time: Duration::from_secs(60), bytes: 1000 });
+        let start = Instant::now();
+        p.commit(Lsn(100), &[id(1)]);
+        p.confirm(start, |_| id(1));
+        p.commit(Lsn(110), &[id(2)]);
+        p.confirm(start + Duration::from_secs(5), |_| id(2));
+        assert_eq!(p.next_release(), Some(start + Duration::from_secs(15)));
+        assert_eq!(p.acknowledgeable(start + Duration::from_secs(14), false), Lsn(0));
+        assert_eq!(p.acknowledgeable(start + Duration::from_secs(15), false), Lsn(110));
     }
 
     #[test]

@@ -1,12 +1,12 @@
-//! One capture session: the loop between the slot's connection and the journal's writer.
+//! One capture session, from the first frame to the last acknowledgement. [`opening`](super::opening) is what comes before.
 //!
 //! ```text
-//!  open ▸ fill ▸ take every whole message ▸ append ▸ confirm ▸ acknowledge ─┐
-//!          ▲                                                                └──▶ again
+//!  fill ▸ take every whole message ▸ append ▸ confirm ▸ promise ▸ acknowledge ─┐
+//!   ▲                                                                          └──▶ again
 //! ```
 //!
-//! Losing the slot's connection ends the session. The server hears from us at least every ten seconds even while the
-//! journal takes nothing, because it would otherwise give the slot away.
+//! Losing the slot's connection ends the session. A journal that takes nothing does not: the server goes on hearing from
+//! us and keeps the slot, and its WAL, for us. Only when it wants to shut down meanwhile, the session ends, so that it can.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
@@ -18,29 +18,24 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::appender::Ready;
 use super::control_log::ControlLog;
-use super::intake::{Boundary, Intake};
-use super::link::{Link, STATUS_INTERVAL, Shutdown};
-use super::opening::{self, Opened, STALL_DEADLINE, fenced};
+use super::intake::{Boundary, Intake, diverged};
+use super::link::{Link, shutting_down, until};
+use super::opening::{self, Opened, fenced};
+use super::promise::Promises;
 use super::source::Frame;
-use super::stats::{State, Stats};
+use super::stats::{Pressure, State, Stats};
 use super::{CaptureError, CaptureParts, Mode, Stopped};
-use crate::journal::{JournalError, Log, Writer};
+use crate::control::{Record, Released, now_ms};
+use crate::journal::{Log, Writer};
 
 /// An acknowledgement that moved is sent at most this often: it frees WAL, and costs the server a wake-up.
 const ACKNOWLEDGE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Without a byte for this long we ask the server for an answer, and after twice that the connection is dead.
-const SILENCE: Duration = Duration::from_secs(30);
 
 /// A journal that takes nothing for this long is worth a word in `status`.
 const STALL_NOTICE: Duration = Duration::from_secs(1);
 
 /// How long a stopping session waits for confirms. SIGTERM has ten seconds in all.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
-
-/// A server that shuts down waits until we have acknowledged everything; what the journal cannot take by then is
-/// sent again after the restart.
-const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A round that took at least this many bytes came out of a backlog: live traffic wakes us for a transaction at a time.
 const BEHIND_BYTES: u64 = 32 << 10;
@@ -66,6 +61,7 @@ pub(super) async fn run(
         () = parts.stop.cancelled() => return Ok(Stopped { complete: false, acknowledged: *acknowledged }),
         opened = Box::pin(opening::open(parts, random)) => opened?,
     };
+    parts.stats.enter(State::Streaming);
     let mut streaming = Streaming::new(parts, opened);
     if mode == Mode::UntilCaughtUp {
         streaming.target = Some(*target.get_or_insert(streaming.link.replication.identity().wal_flush));
@@ -74,6 +70,10 @@ pub(super) async fn run(
     let complete = match ended {
         Ok(()) => streaming.finish().await,
         Err(error) => {
+            if matches!(error, CaptureError::EpochBegan { .. }) {
+                // What belongs to the epoch before ends there, as far as the journal takes it.
+                streaming.finish().await;
+            }
             *acknowledged = (*acknowledged).max(streaming.link.sent.flush);
             return Err(error);
         }
@@ -89,6 +89,7 @@ enum Wake {
     Control(crate::journal::Chunk),
     Hook,
     Filled,
+    Ending,
     Due,
 }
 
@@ -114,12 +115,12 @@ struct Streaming {
     gathering_since: Option<Instant>,
     /// A batch could not be handed over before the stop's deadline: nothing may follow it.
     gave_up: bool,
-    shutdown: Shutdown,
+    promises: Promises,
 }
 
 impl Streaming {
     fn new(parts: &CaptureParts, opened: Opened) -> Self {
-        let Opened { link, writer, control, intake } = opened;
+        let Opened { link, writer, control, intake, promises } = opened;
         let logs = (0..intake.appender.partitions()).map(Log::Data).chain([Log::Control]).collect();
         Streaming {
             parts: parts.clone(),
@@ -135,7 +136,7 @@ impl Streaming {
             behind: false,
             gathering_since: None,
             gave_up: false,
-            shutdown: Shutdown::default(),
+            promises,
         }
     }
 
@@ -150,6 +151,7 @@ impl Streaming {
             }
             let now = Instant::now();
             self.confirm(now);
+            self.promise(now);
             self.behind = received >= BEHIND_BYTES;
             stats.behind.store(self.behind, Relaxed);
             if !self.behind || now - *self.gathering_since.get_or_insert(now) >= BEHIND_LINGER {
@@ -176,7 +178,7 @@ impl Streaming {
                     self.write_snapshot();
                 }
                 Wake::Hook => self.drain_hook().await?,
-                Wake::Confirmed | Wake::Due => {}
+                Wake::Confirmed | Wake::Due | Wake::Ending => {}
             }
         }
     }
@@ -202,11 +204,12 @@ impl Streaming {
                 Some(Frame::Keepalive { wal_end, reply_requested }) => {
                     Stats::lsn(&stats.server_lsn, wal_end);
                     if !self.intake.appender.in_transaction() {
+                        self.intake.appender.reached(wal_end).map_err(diverged)?;
                         self.idle_at = self.idle_at.max(wal_end);
                     }
                     if reply_requested {
                         self.reply = true;
-                        self.shutdown.ping(wal_end, Instant::now());
+                        self.link.pinged(wal_end);
                     }
                     continue;
                 }
@@ -224,7 +227,7 @@ impl Streaming {
             }
         }
         if received > 0 {
-            self.shutdown = Shutdown::default();
+            self.link.moved();
         }
         Stats::time(&stats.encode_ns, began.elapsed());
         self.intake.publish_counts();
@@ -240,8 +243,8 @@ impl Streaming {
     }
 
     /// Hands finished batches to the journal, in order, and waits as long as it has no room; the server goes on
-    /// hearing from us. When the session is asked to end meanwhile and the journal still takes nothing, it gives up:
-    /// nothing may be appended after a batch that was not.
+    /// hearing from us, and the slot stays ours. When the session is asked to end meanwhile and the journal still takes
+    /// nothing, it gives up: nothing may be appended after a batch that was not.
     async fn append(&mut self) -> Result<(), CaptureError> {
         if !self.intake.appender.has_ready() || self.gave_up {
             return Ok(());
@@ -253,29 +256,25 @@ impl Streaming {
             Stats::add(&stats.batches, 1);
             Stats::add(&stats.bytes, batch.bytes.len() as u64);
             let started = Instant::now();
-            let mut give_up_at = started + STALL_DEADLINE;
-            let mut stopping = false;
+            let mut give_up_at = None;
             let mut append = self.writer.append(log, id, batch);
             loop {
+                let notice = started.max(self.link.sent_at) + STALL_NOTICE;
+                let patience = self.link.deadline().map(|at| at.max(started + STALL_NOTICE));
                 tokio::select! {
                     biased;
                     done = &mut append => {
                         done.map_err(|error| fenced(error, token))?;
                         break;
                     }
-                    () = self.parts.stop.cancelled(), if !stopping => {
-                        stopping = true;
-                        give_up_at = Instant::now() + STOP_DEADLINE;
+                    () = self.parts.stop.cancelled(), if give_up_at.is_none() => give_up_at = Some(Instant::now() + STOP_DEADLINE),
+                    () = until(give_up_at) => {
+                        self.gave_up = true;
+                        return Ok(());
                     }
-                    () = sleep_until(give_up_at) => {
-                        if stopping {
-                            self.gave_up = true;
-                            return Ok(());
-                        }
-                        // The next session asks the journal first and takes the slot only when it answers.
-                        return Err(CaptureError::Journal(JournalError::Unavailable(format!("it took nothing for {STALL_DEADLINE:?}"))));
-                    }
-                    () = sleep_until(started.max(self.link.sent_at) + STALL_NOTICE) => {
+                    () = until(patience) => return Err(shutting_down()),
+                    () = self.link.end_noticed() => {}
+                    () = sleep_until(notice) => {
                         stats.enter(State::WaitingForJournal);
                         self.link.repeat().await?;
                     }
@@ -300,51 +299,91 @@ impl Streaming {
 
     /// What may be acknowledged now.
     fn acknowledgeable(&mut self, now: Instant, release: bool) -> Lsn {
+        if self.intake.appender.is_replaying() {
+            return self.link.sent.flush;
+        }
         self.intake.progress.acknowledgeable(now, release);
         if self.intake.is_clear() {
             self.intake.progress.idle(self.idle_at);
         }
-        self.intake.progress.acknowledgeable(now, release)
+        let stored = self.intake.progress.acknowledgeable(now, release);
+        let (reach, settled) = (self.reach(), self.intake.progress.nothing_in_flight());
+        stored.min(self.promises.allowed(now, reach, settled, release)).max(self.link.sent.flush)
+    }
+
+    /// What could be acknowledged but for the hold-back: everything up to here is stored, or was never for us.
+    fn reach(&self) -> Lsn {
+        let confirmed = self.intake.progress.confirmed();
+        let idle = self.intake.is_clear() && self.intake.progress.nothing_in_flight();
+        if idle { confirmed.max(self.idle_at) } else { confirmed }
+    }
+
+    /// Whether nothing is held back any more: the server ends, or its WAL does.
+    fn releases(&self) -> bool {
+        self.link.ends_since().is_some() || self.parts.stats.pressure() == Pressure::Shed
+    }
+
+    /// Writes to the control log what may be acknowledged, when that is due.
+    fn promise(&mut self, now: Instant) {
+        let watermark = self.writer.confirmed(Log::Control);
+        self.promises.confirm(now, watermark);
+        let reach = self.reach();
+        let ends = self.link.ends_since().is_some() || self.parts.stop.is_cancelled() || self.target.is_some_and(|target| reach >= target);
+        if !self.intake.appender.is_replaying() && self.promises.is_due(now, reach, ends) {
+            let epoch = self.intake.appender.run().epoch;
+            let id = self.intake.append_record(&Record::Released(Released { epoch, upto: reach, at_ms: now_ms() }));
+            self.promises.written(reach, id, now);
+        }
     }
 
     /// Tells the server what it may forget, when it is time to.
     async fn acknowledge(&mut self) -> Result<(), CaptureError> {
         let now = Instant::now();
-        let ends = self.shutdown.since;
-        let flush = self.acknowledgeable(now, ends.is_some());
-        if let Some(since) = ends
-            && now - since >= SHUTDOWN_DEADLINE
-            && !self.intake.progress.nothing_in_flight()
-        {
-            return Err(CaptureError::Unavailable("the server shuts down, and the journal does not confirm what it waits for".into()));
+        let ends = self.link.ends_since();
+        let flush = self.acknowledgeable(now, self.releases());
+        if self.link.deadline().is_some_and(|deadline| now >= deadline) && self.is_late() {
+            return Err(shutting_down());
         }
         let silent = now - self.heard_at;
-        if silent >= 2 * SILENCE {
+        if silent >= 2 * self.link.silence {
             return Err(CaptureError::Unavailable(format!("the server has been silent for {} seconds", silent.as_secs())));
         }
         let since_status = now - self.link.sent_at;
         let pause = if ends.is_some() { Duration::ZERO } else { ACKNOWLEDGE_INTERVAL };
-        let ask = silent >= SILENCE && since_status >= ACKNOWLEDGE_INTERVAL || self.target.is_some() && since_status >= CAUGHT_UP_POLL;
+        let ask =
+            silent >= self.link.silence && since_status >= ACKNOWLEDGE_INTERVAL || self.target.is_some() && since_status >= CAUGHT_UP_POLL;
         let moved = flush > self.link.sent.flush && since_status >= pause;
-        if self.reply || ask || moved || since_status >= STATUS_INTERVAL {
+        if self.reply || ask || moved || since_status >= self.link.status_interval {
             self.reply = false;
             self.link.send(self.intake.received().max(self.idle_at), flush, ask).await?;
         }
         Ok(())
     }
 
+    /// Whether a server that shuts down would go on waiting for us.
+    fn is_late(&self) -> bool {
+        let stuck = self.writer.unconfirmed_age().is_some_and(|age| age >= STALL_NOTICE);
+        (self.link.is_pressed() && !self.intake.progress.nothing_in_flight()) || stuck || self.behind
+    }
+
     /// When [`Self::acknowledge`] has something to do although nothing happened.
     fn due(&mut self) -> Instant {
-        let sent_at = self.link.sent_at;
-        let acknowledgeable = self.intake.progress.acknowledgeable(Instant::now(), false);
-        let silence = if sent_at < self.heard_at + SILENCE { self.heard_at + SILENCE } else { sent_at + ACKNOWLEDGE_INTERVAL };
+        let (now, sent_at) = (Instant::now(), self.link.sent_at);
+        let acknowledgeable = self.acknowledgeable(now, self.releases());
+        let silence = self.heard_at + self.link.silence;
+        let silence = if sent_at < silence { silence } else { sent_at + ACKNOWLEDGE_INTERVAL };
+        let settled = self.intake.progress.nothing_in_flight();
+        // While the server sends again what is stored, nothing is promised and nothing released.
+        let free = !self.intake.appender.is_replaying();
         let due = [
-            Some(sent_at + STATUS_INTERVAL),
+            Some(sent_at + self.link.status_interval),
             Some(silence),
             (acknowledgeable > self.link.sent.flush).then_some(sent_at + ACKNOWLEDGE_INTERVAL),
-            self.intake.progress.next_release(),
+            self.intake.progress.next_release().filter(|_| free),
+            self.promises.next_due(self.reach()).filter(|_| free),
+            self.promises.next_release(settled).filter(|_| free),
             self.target.map(|_| sent_at + CAUGHT_UP_POLL),
-            self.shutdown.since.map(|since| since + SHUTDOWN_DEADLINE),
+            self.link.deadline().map(|at| if at > now { at } else { now + ACKNOWLEDGE_INTERVAL }),
             self.gathering_since.map(|since| since + BEHIND_LINGER),
         ];
         due.into_iter().flatten().min().unwrap_or(sent_at)
@@ -369,7 +408,7 @@ impl Streaming {
             moved = self.writer.progress() => moved.map(|()| Wake::Confirmed).map_err(|error| fenced(error, token)),
             chunk = self.control.next() => chunk.map(Wake::Control),
             () = std::future::poll_fn(|cx| hook.as_mut().map_or(Poll::Pending, |hook| hook.poll(cx))) => Ok(Wake::Hook),
-            filled = self.link.replication.fill(self.behind) => filled.map(|()| Wake::Filled),
+            ended = self.link.filled(self.behind) => ended.map(|filled| if filled { Wake::Filled } else { Wake::Ending }),
             () = sleep_until(due) => Ok(Wake::Due),
         }
     }
@@ -382,8 +421,13 @@ impl Streaming {
         self.intake.appender.cut_all();
         let stored = timeout_at(deadline, async {
             self.append().await?;
-            let flushed = self.link.during(self.writer.flush()).await?;
-            flushed.map_err(CaptureError::from)
+            self.link.during(self.writer.flush()).await??;
+            self.confirm(Instant::now());
+            self.promise(Instant::now());
+            self.append().await?;
+            self.link.during(self.writer.flush()).await??;
+            self.promises.confirm(Instant::now(), self.writer.confirmed(Log::Control));
+            Ok::<(), CaptureError>(())
         })
         .await;
         let complete = matches!(stored, Ok(Ok(()))) && !self.gave_up;

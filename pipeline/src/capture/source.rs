@@ -1,13 +1,15 @@
 //! The seam between the capture engine and the database it reads, so that the protocol can be driven by a simulated
 //! source as well as by PostgreSQL.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use tillstream_schemas::Lsn;
 
 use super::CaptureError;
 
-/// What `IDENTIFY_SYSTEM` answers on the replication connection itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What `IDENTIFY_SYSTEM` and the like answer on the replication connection itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SystemIdentity {
     /// The cluster's system identifier.
     pub system_id: u64,
@@ -15,6 +17,40 @@ pub struct SystemIdentity {
     pub timeline: u32,
     /// The server's flush position at that moment.
     pub wal_flush: Lsn,
+    /// Where each earlier timeline of this server ended, oldest first.
+    pub switches: Vec<(u32, Lsn)>,
+    /// Whether it is a standby: its position lags behind that of its primary.
+    pub standby: bool,
+    /// `wal_sender_timeout`; `None` when the server waits for ever.
+    pub sender_timeout: Option<Duration>,
+}
+
+/// What an ordinary connection says of the slot, the WAL it keeps, and who reads it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Looked {
+    /// The server's flush position.
+    pub wal: Lsn,
+    /// The slot; `None` when there is none of that name.
+    pub slot: Option<SlotLook>,
+    /// `max_slot_wal_keep_size` in bytes; `None` for no limit.
+    pub keep_bytes: Option<u64>,
+}
+
+/// A slot at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SlotLook {
+    /// Oldest WAL that it keeps; `None` once it is lost.
+    pub restart: Option<Lsn>,
+    /// What its reader has acknowledged.
+    pub confirmed: Option<Lsn>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: String,
+    /// WAL bytes that can still be written before it is in danger; `None` without a limit.
+    pub safe_bytes: Option<u64>,
+    /// Who streams from it, for people: application and address.
+    pub holder: Option<String>,
+    /// What keeps its oldest WAL although its reader has acknowledged more: a transaction that is open, with its process.
+    pub pinned_by: Option<String>,
 }
 
 /// Opens replication connections.
@@ -22,6 +58,10 @@ pub struct SystemIdentity {
 pub trait Source: Send + Sync {
     /// Connects, authenticates and identifies the server. Takes no slot.
     async fn connect(&self) -> Result<Box<dyn Replication>, CaptureError>;
+
+    /// Looks at slot and WAL over an ordinary connection, which is closed again: one that stayed would keep the server
+    /// from an orderly ("smart") shutdown. [`CaptureError::NotAccepting`] while the server starts or shuts down.
+    async fn look(&self) -> Result<Looked, CaptureError>;
 }
 
 /// A message of the replication stream, borrowed from the connection's buffer.

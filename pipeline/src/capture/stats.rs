@@ -80,12 +80,76 @@ pub struct LastError {
     pub at_ms: i64,
 }
 
+/// How the WAL that is kept for the slot stands to its ceiling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// Far below.
+    #[default]
+    Calm,
+    /// Worth a look.
+    Warn,
+    /// Worth a person's sleep.
+    Page,
+    /// Nothing is held back any more.
+    Shed,
+}
+
+impl Pressure {
+    /// Stable code.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Pressure::Calm => "capture.wal_calm",
+            Pressure::Warn => "capture.wal_warn",
+            Pressure::Page => "capture.wal_page",
+            Pressure::Shed => "capture.wal_shed",
+        }
+    }
+
+    /// Stable name for `status` and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Pressure::Calm => "calm",
+            Pressure::Warn => "warn",
+            Pressure::Page => "page",
+            Pressure::Shed => "shed",
+        }
+    }
+}
+
+/// The slot as the server showed it last, and what that means.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SlotReport {
+    /// When, milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    /// Oldest WAL that the server keeps for it.
+    pub restart: Lsn,
+    /// What it has confirmed.
+    pub confirmed: Lsn,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: String,
+    /// WAL bytes kept.
+    pub retained_bytes: u64,
+    /// Most bytes that may be kept: the configured budget or the server's own limit.
+    pub ceiling_bytes: u64,
+    /// How fast the server writes WAL.
+    pub wal_bytes_per_second: f64,
+    /// Until the ceiling is reached if nothing is released; `None` while nothing is written.
+    pub seconds_to_ceiling: Option<u64>,
+    /// What follows.
+    pub pressure: Pressure,
+    /// What else holds the oldest WAL, where it is not us.
+    pub pinned_by: Option<String>,
+}
+
 /// Counters and gauges of capture, from the start of the process.
 #[derive(Debug, Default)]
 pub struct Stats {
     state: AtomicU8,
     since_ms: AtomicI64,
     last_error: RwLock<Option<LastError>>,
+    slot: RwLock<Option<SlotReport>>,
     /// Number of the current run; 0 before the first.
     pub token: AtomicU32,
     /// Sessions begun.
@@ -140,6 +204,23 @@ impl Stats {
     #[must_use]
     pub fn last_error(&self) -> Option<LastError> {
         self.last_error.read().ok()?.clone()
+    }
+
+    /// The slot as it was seen last, a few seconds ago.
+    #[must_use]
+    pub fn slot(&self) -> Option<SlotReport> {
+        self.slot.read().ok()?.clone()
+    }
+
+    pub(super) fn report(&self, report: SlotReport) {
+        if let Ok(mut slot) = self.slot.write() {
+            *slot = Some(report);
+        }
+    }
+
+    /// How the kept WAL stands to its ceiling.
+    pub(super) fn pressure(&self) -> Pressure {
+        self.slot.read().ok().and_then(|slot| slot.as_ref().map(|s| s.pressure)).unwrap_or_default()
     }
 
     pub(super) fn enter(&self, state: State) {

@@ -2,6 +2,7 @@
 
 mod dead_letters;
 mod doctor;
+mod epoch;
 mod explain;
 mod output;
 mod run;
@@ -81,6 +82,8 @@ enum Command {
     Tap(tap::Arguments),
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    #[command(subcommand)]
+    Epoch(epoch::Command),
     /// Check configuration files: syntax, keys, references, and the live catalogue
     Validate(validate::Arguments),
     /// Print (or run) the SQL that prepares the source database
@@ -140,6 +143,7 @@ impl Command {
             Command::Validate(arguments) => arguments.format,
             Command::Tap(arguments) => arguments.failure_format(),
             Command::DeadLetters(command) => command.format(),
+            Command::Epoch(command) => command.format(),
             Command::Doctor(arguments) => arguments.format,
             Command::Setup(_) | Command::Explain(_) | Command::Demo(_) => Format::Human,
         }
@@ -152,6 +156,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
         Command::DeadLetters(command) => dead_letters::run(command, &registry).await,
+        Command::Epoch(command) => epoch::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,
         Command::Setup(arguments) => setup::run(arguments, &registry).await,
         Command::Doctor(arguments) => doctor::run(arguments, &registry).await,

@@ -119,11 +119,21 @@ const JOURNAL: [Key; 2] = [
 ];
 
 const HOLD_BACK: [Key; 2] = [
-    key("time", Type::Duration(0, HOUR), Default("30s"), "Longest time a confirmed commit stays unacknowledged."),
-    key("bytes", Type::Size(0, TIB), Default("64MiB"), "Most WAL that stays unacknowledged for this reason."),
+    key(
+        "time",
+        Type::Duration(0, HOUR),
+        Default("60s"),
+        "Longest time a confirmed commit stays unacknowledged; ten seconds once none follows.",
+    ),
+    key(
+        "bytes",
+        Type::Size(0, TIB),
+        Default("256MiB"),
+        "Most WAL that stays unacknowledged for this reason; at most a quarter of `wal_budget`.",
+    ),
 ];
 
-const SOURCE: [Key; 10] = [
+const SOURCE: [Key; 11] = [
     key("name", Type::Name, Required("name: pos"), "Stable name of the database; part of event headers and fact keys, so never change it."),
     key(
         "url",
@@ -149,8 +159,14 @@ const SOURCE: [Key; 10] = [
     key(
         "hold_back",
         Type::Block(&HOLD_BACK),
-        Optional("30s and 64MiB with rabbitmq, nothing with local"),
+        Optional("60s and 256MiB with rabbitmq, nothing with local"),
         "How long PostgreSQL keeps what is already confirmed, so that a broker that lost power can be refilled; whichever limit is reached first.",
+    ),
+    key(
+        "wal_budget",
+        Type::Size(16 * MIB, 1024 * TIB),
+        Default("5GiB"),
+        "WAL that the server may keep for the slot: a warning at a quarter, an error at 60 %, at 90 % nothing is held back any more; max_slot_wal_keep_size counts when it is lower.",
     ),
     key("initial_load", Type::Bool, Default("true"), "Read the rows that are older than the slot, once."),
     key("allow_weak_auth", Type::Bool, Default("false"), "Accept password and md5 authentication beside SCRAM-SHA-256."),

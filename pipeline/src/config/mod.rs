@@ -66,6 +66,8 @@ pub struct Source {
     pub tables: Vec<SourceTable>,
     /// How long a commit stays unacknowledged after its confirm, so that PostgreSQL can refill a broker that lost its unsynced tail.
     pub hold_back: HoldBack,
+    /// Most WAL bytes that may be kept for the slot before everything is done to free it; the server's own limit counts when it is lower.
+    pub wal_budget: u64,
     /// Read rows older than the slot when there is no record of an initial load.
     pub initial_load: bool,
     /// Accept `password` and `md5` authentication as well as SCRAM-SHA-256.

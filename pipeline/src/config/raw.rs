@@ -176,8 +176,8 @@ fn unknown_table(checker: &mut Checker<'_>, schema: &str, table: &str, span: Spa
 fn source(block: &Block, tables: Vec<SourceTable>, journal: &Journal) -> Option<Source> {
     let hold_back = match (block.block("hold_back"), journal) {
         (Some(block), _) => HoldBack { time: block.duration("time")?, bytes: block.size("bytes")? },
-        // Streams confirm before they sync: half a minute is what an operating system takes to write its cache back.
-        (None, Journal::Rabbitmq(_)) => HoldBack { time: Duration::from_secs(30), bytes: 64 << 20 },
+        // Streams confirm before they sync: twice the half minute that an operating system takes to write its cache back.
+        (None, Journal::Rabbitmq(_)) => HoldBack { time: Duration::from_secs(60), bytes: 256 << 20 },
         // SQLite syncs before it confirms.
         (None, Journal::Local(_)) => HoldBack { time: Duration::ZERO, bytes: 0 },
     };
@@ -189,6 +189,7 @@ fn source(block: &Block, tables: Vec<SourceTable>, journal: &Journal) -> Option<
         publication: block.text("publication")?,
         tables,
         hold_back,
+        wal_budget: block.size("wal_budget")?,
         initial_load: block.bool("initial_load")?,
         allow_weak_auth: block.bool("allow_weak_auth")?,
     })

@@ -2,9 +2,9 @@
 //! and what was decided.
 //!
 //! ```text
-//!  capture    Session (as a fence) · Cursor · LoadFinished · Snapshot ─┐
-//!  delivery   Lease · Checkpoint · DeadLetter · DeadLetterSettled ─────┼──▶ control log ──replay──▶ State
-//!  operator   Operator · RedriveRequested · DeadLetterSettled · Audit ─┘
+//!  capture    Session (as a fence) · Released · Cursor · LoadFinished · Snapshot ─┐
+//!  delivery   Lease · Checkpoint · DeadLetter · DeadLetterSettled ────────────────┼──▶ control log ──replay──▶ State
+//!  operator   Operator · RedriveRequested · DeadLetterSettled · Epoch · Audit ────┘
 //! ```
 //!
 //! Every fact has one owner and every process learns all facts by reading the same log, so any node can take over
@@ -27,7 +27,7 @@ mod writer;
 pub use encode::{Stamp, encode};
 pub use record::{
     Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, Lease, LoadFinished, OpenLetter, Operator,
-    Partitioning, Piece, Record, RedriveRequested, Session, Settled, Snapshot, now_ms,
+    Partitioning, Piece, Record, RedriveRequested, Released, Session, Settled, Snapshot, now_ms,
 };
 pub use replay::{Follower, replay};
 pub use snapshot::Snapshotter;

@@ -48,6 +48,8 @@ pub enum Record {
     Cursor(Cursor),
     /// A backfill has read all its tables.
     LoadFinished(LoadFinished),
+    /// PostgreSQL may be told to forget WAL up to a position.
+    Released(Released),
     /// A new epoch begins: history did not continue.
     Epoch(Epoch),
     /// Someone decided something.
@@ -86,6 +88,9 @@ pub struct Session {
     /// How it spreads rows over the data logs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitioning: Option<Partitioning>,
+    /// What the slot had confirmed when the run took it; absent where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_text")]
+    pub confirmed: Option<Lsn>,
     /// When.
     pub at_ms: i64,
 }
@@ -356,6 +361,19 @@ pub struct LoadFinished {
     pub at_ms: i64,
 }
 
+/// Written before PostgreSQL is told, so that a slot which stands further than any of these was moved by somebody else:
+/// dropped and created again, or advanced by hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// The epoch in which the position stands.
+    pub epoch: u32,
+    /// The highest position that may be acknowledged.
+    #[serde(with = "text")]
+    pub upto: Lsn,
+    /// When.
+    pub at_ms: i64,
+}
+
 /// A new epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Epoch {
@@ -364,6 +382,9 @@ pub struct Epoch {
     /// Where the history before it ended, as far as we know.
     #[serde(with = "text")]
     pub after: Lsn,
+    /// Whether the tables are loaded anew. When not, what was loaded in the epochs before stays loaded.
+    #[serde(default = "yes")]
+    pub reload: bool,
     /// Why it was needed.
     pub why: String,
     /// Who decided.
@@ -418,6 +439,9 @@ pub struct Snapshot {
     pub loads: Vec<LoadFinished>,
     /// The last audit records.
     pub audit: Vec<Audit>,
+    /// The highest position of the present epoch that may be acknowledged.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_text")]
+    pub released: Option<Lsn>,
     /// When.
     pub at_ms: i64,
 }
@@ -480,7 +504,7 @@ impl Record {
     /// Whether only the capture run that holds the highest token may write it.
     #[must_use]
     pub fn is_capture_only(&self) -> bool {
-        matches!(self, Record::Session(_) | Record::Cursor(_) | Record::LoadFinished(_) | Record::Snapshot(_))
+        matches!(self, Record::Session(_) | Record::Cursor(_) | Record::LoadFinished(_) | Record::Released(_) | Record::Snapshot(_))
     }
 }
 
@@ -499,6 +523,30 @@ mod text {
         let text = String::deserialize(from)?;
         text.parse().map_err(|_| de::Error::custom("a text of another form"))
     }
+}
+
+/// The same for a value that may be absent.
+mod optional_text {
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &Option<T>, to: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => to.collect_str(value),
+            None => to.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(from: D) -> Result<Option<T>, D::Error> {
+        let text = Option::<String>::deserialize(from)?;
+        text.map(|text| text.parse().map_err(|_| de::Error::custom("a text of another form"))).transpose()
+    }
+}
+
+fn yes() -> bool {
+    true
 }
 
 mod lineage_text {

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use tillstream_schemas::Header;
+use tillstream_schemas::{Header, Lsn};
 
 use super::ControlError;
 use super::encode::digest;
 use super::record::{
-    Audit, Checkpoint, Cursor, DeadLetter, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested, Session, Snapshot, now_ms,
+    Audit, Checkpoint, Cursor, DeadLetter, Epoch, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested, Session, Snapshot,
+    now_ms,
 };
 use crate::journal::Offset;
 
@@ -57,6 +58,9 @@ pub struct State {
     session: Option<Session>,
     rival: Option<Session>,
     epoch: u32,
+    released: Option<Lsn>,
+    /// The same as the present session found it.
+    released_before: Option<Lsn>,
     operator: u32,
     leases: BTreeMap<(String, u16), Lease>,
     checkpoints: BTreeMap<(String, u16), Checkpoint>,
@@ -110,6 +114,19 @@ impl State {
     #[must_use]
     pub fn epoch(&self) -> u32 {
         self.epoch
+    }
+
+    /// The highest position of the present epoch that PostgreSQL may have been told to forget; `None` when no run of it
+    /// said. A slot that has confirmed more was not moved by us.
+    #[must_use]
+    pub fn released(&self) -> Option<Lsn> {
+        self.released
+    }
+
+    /// The same as it was when the present session began: what that session may find its slot at.
+    #[must_use]
+    pub fn released_before(&self) -> Option<Lsn> {
+        self.released_before
     }
 
     /// The highest operator token; 0 when no command ever wrote.
@@ -274,7 +291,12 @@ impl State {
             Record::LoadFinished(load) => {
                 self.loads.insert(load.job.clone(), load);
             }
-            Record::Epoch(epoch) => self.epoch = self.epoch.max(epoch.epoch),
+            Record::Released(released) => {
+                if released.epoch == self.epoch {
+                    self.released = self.released.max(Some(released.upto));
+                }
+            }
+            Record::Epoch(epoch) => self.apply_epoch(&epoch),
             Record::Audit(audit) if fresh => {
                 if self.audit.len() == Self::AUDIT_MAX {
                     self.audit.pop_front();
@@ -302,8 +324,32 @@ impl State {
         Ok(())
     }
 
+    fn apply_epoch(&mut self, begun: &Epoch) {
+        if begun.epoch <= self.epoch {
+            return;
+        }
+        self.epoch = begun.epoch;
+        self.released = None;
+        if !begun.reload {
+            for cursor in self.cursors.values_mut() {
+                cursor.epoch = begun.epoch;
+            }
+            for load in self.loads.values_mut() {
+                load.epoch = begun.epoch;
+            }
+        }
+    }
+
     fn apply_session(&mut self, session: Session) {
-        self.epoch = self.epoch.max(session.epoch);
+        if session.epoch > self.epoch {
+            (self.epoch, self.released) = (session.epoch, None);
+        }
+        if session.token > self.token() && session.epoch == self.epoch {
+            let moved = self.session.as_ref().is_some_and(|last| last.timeline != session.timeline);
+            self.released_before = self.released;
+            // What a session finds proves nothing, unless nobody said anything of this timeline before.
+            self.released = if moved { session.confirmed } else { self.released.or(session.confirmed) };
+        }
         match &self.session {
             Some(held) if held.token > session.token => {}
             Some(held) if held.token == session.token => {
@@ -368,7 +414,14 @@ impl State {
     /// Whether two states say the same, however they were read.
     #[cfg(test)]
     pub(super) fn same_facts(&self, other: &State) -> bool {
-        let plain = |state: &State| State { applied_bytes: 0, bytes_since_snapshot: 0, snapshot_bytes: 0, rival: None, ..state.clone() };
+        let plain = |state: &State| State {
+            released_before: None,
+            applied_bytes: 0,
+            bytes_since_snapshot: 0,
+            snapshot_bytes: 0,
+            rival: None,
+            ..state.clone()
+        };
         plain(self) == plain(other)
     }
 
@@ -396,6 +449,7 @@ impl State {
             cursors: self.cursors.values().cloned().collect(),
             loads: self.loads.values().cloned().collect(),
             audit: self.audit.iter().cloned().collect(),
+            released: self.released,
             at_ms: now_ms(),
         })
     }
@@ -405,6 +459,7 @@ impl State {
     pub fn from_snapshot(snapshot: Snapshot) -> State {
         let mut state = State { next: snapshot.covers, epoch: snapshot.epoch, operator: snapshot.operator, ..State::default() };
         state.session = snapshot.session;
+        state.released = snapshot.released;
         state.leases = snapshot.leases.into_iter().map(|l| ((l.connector.clone(), l.partition), l)).collect();
         state.checkpoints = snapshot.checkpoints.into_iter().map(|c| ((c.connector.clone(), c.partition), c)).collect();
         for open in snapshot.dead_letters {

@@ -174,6 +174,7 @@ fn session(token: u32, nonce: &str) -> Record {
         epoch: 1,
         lineage: Lineage(0xABC),
         partitioning: None,
+        confirmed: None,
         at_ms: 1,
     })
 }
@@ -265,7 +266,8 @@ fn records_keep_their_stored_form() {
         redrive("e1-0/1-1"),
         cursor(3, 1),
         Record::LoadFinished(LoadFinished { job: "load".to_owned(), epoch: 1, tables: 2, rows: 3, at_ms: 4 }),
-        Record::Epoch(Epoch { epoch: 2, after: Lsn(0x10), why: "restore".to_owned(), by: "op".to_owned(), at_ms: 1 }),
+        Record::Released(Released { epoch: 1, upto: Lsn(0x18), at_ms: 1 }),
+        Record::Epoch(Epoch { epoch: 2, after: Lsn(0x10), reload: true, why: "restore".to_owned(), by: "op".to_owned(), at_ms: 1 }),
         Record::Audit(Audit { who: "op".to_owned(), what: "discard".to_owned(), why: "test".to_owned(), at_ms: 1 }),
         Record::Operator(Operator { token: 1, nonce: "n".to_owned(), who: "op".to_owned(), at_ms: 1 }),
         Record::Snapshot(Box::new(applied(&[(0, letter("e1-0/1-1", "{}")), (0, checkpoint(1, 2))]).snapshot().expect("whole"))),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::capture::stats::State as CaptureState;
+use crate::capture::stats::{Pressure, SlotReport, State as CaptureState};
 use crate::delivery::stats::ConnectorState;
 
 /// The state of a source, a journal or a connector, best first.
@@ -70,20 +70,46 @@ pub struct CaptureFacts {
     pub lag_bytes: u64,
     /// Code and message of the last error.
     pub last_error: Option<String>,
+    /// The slot as the server showed it last.
+    pub slot: Option<SlotReport>,
+}
+
+/// What the WAL that is kept for the slot means; `None` while it is far from its ceiling.
+fn slot_in_danger(slot: &SlotReport) -> Option<Verdict> {
+    let size = crate::config::units::show_size;
+    let mut why = format!("{} of WAL are kept for the slot, {} may be", size(slot.retained_bytes), size(slot.ceiling_bytes));
+    if let Some(seconds) = slot.seconds_to_ceiling {
+        why += &format!("; {} to go at the present rate", crate::config::units::show_duration(Duration::from_secs(seconds)));
+    }
+    if let Some(pin) = &slot.pinned_by {
+        why += &format!("; held by {pin}");
+    }
+    match slot.pressure {
+        Pressure::Calm | Pressure::Warn => None,
+        Pressure::Page | Pressure::Shed => Some(verdict(Health::Degraded, why)),
+    }
 }
 
 /// The state of the source.
 #[must_use]
 pub fn source(facts: &CaptureFacts) -> Verdict {
     let error = || facts.last_error.clone().unwrap_or_else(|| "no error was reported".to_owned());
+    let danger = facts.slot.as_ref().and_then(slot_in_danger);
+    match (facts.state, danger) {
+        (CaptureState::Streaming | CaptureState::WaitingForJournal, Some(danger)) => return danger,
+        (CaptureState::WaitingForSlot, _) => {
+            let by = facts.last_error.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
+            return verdict(Health::Blocked, format!("another process streams from the slot; this one is its standby{by}"));
+        }
+        _ => {}
+    }
     match facts.state {
         CaptureState::Streaming if facts.behind => {
             verdict(Health::CatchingUp, format!("{} of WAL to read", crate::config::units::show_size(facts.lag_bytes)))
         }
         CaptureState::Streaming => verdict(Health::Healthy, "bytes are moving, or could"),
         CaptureState::WaitingForJournal => verdict(Health::Degraded, "changes wait because the journal takes no more"),
-        CaptureState::WaitingForSlot => verdict(Health::Blocked, "another process streams from the slot; this one is its standby"),
-        CaptureState::Retrying => verdict(Health::Blocked, error()),
+        CaptureState::WaitingForSlot | CaptureState::Retrying => verdict(Health::Blocked, error()),
         CaptureState::Starting | CaptureState::Fencing => verdict(Health::Unknown, "it is starting"),
         CaptureState::Idle => verdict(Health::Unknown, "it has not begun"),
         CaptureState::Stopping | CaptureState::Stopped => verdict(Health::Paused, "it was asked to stop"),
@@ -146,6 +172,9 @@ mod tests {
         assert_eq!(of(CaptureState::Retrying), verdict(Health::Blocked, "capture.source_unavailable: refused"));
         assert_eq!(of(CaptureState::Starting).health, Health::Unknown);
         assert_eq!(of(CaptureState::Failed).health, Health::Failed);
+        let full = SlotReport { pressure: Pressure::Page, seconds_to_ceiling: Some(90), ..SlotReport::default() };
+        let full = source(&CaptureFacts { state: CaptureState::Streaming, slot: Some(full), ..CaptureFacts::default() });
+        assert!(full.health == Health::Degraded && full.why.contains("1 m 30 s"), "{full:?}");
         assert_eq!(journal(Some(Duration::from_secs(11)), None).health, Health::Degraded);
         assert_eq!(journal(None, Some("away")).health, Health::Blocked);
         let lag = |s| ConnectorFacts { state: ConnectorState::Running, lag: Some(Duration::from_secs(s)), last_error: None };

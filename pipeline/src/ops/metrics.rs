@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 
 use super::health::Health;
 use super::observer::{self, Observer};
+use crate::capture::stats::SlotReport;
 use crate::telemetry::names::{self, Kind, Metric};
 
 /// The exposition in OpenMetrics text.
@@ -88,6 +89,7 @@ fn capture(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
     let (Some(stats), Some((verdict, _))) = (&observer.observed.capture, observer.source()) else { return Vec::new() };
     let one = |value: u64| vec![(Vec::new(), value as f64)];
     let server = stats.server_lsn.load(Relaxed);
+    let of_slot = |number: &dyn Fn(&SlotReport) -> Option<u64>| stats.slot().as_ref().and_then(number).map_or_else(Vec::new, one);
     match metric.name {
         n if n == names::CAPTURE_UP.name => one(u64::from(matches!(verdict.health, Health::Healthy | Health::CatchingUp))),
         n if n == names::CAPTURE_STATE.name => vec![(vec![stats.state().0.as_str().to_owned()], 1.0)],
@@ -102,6 +104,12 @@ fn capture(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
         n if n == names::CAPTURE_ACKNOWLEDGED_LSN.name => one(stats.acknowledged_lsn.load(Relaxed)),
         n if n == names::CAPTURE_SERVER_LSN.name => one(server),
         n if n == names::CAPTURE_UNACKNOWLEDGED_WAL.name => one(server.saturating_sub(stats.acknowledged_lsn.load(Relaxed))),
+        n if n == names::CAPTURE_RETAINED_WAL.name => of_slot(&|s| Some(s.retained_bytes)),
+        n if n == names::CAPTURE_WAL_CEILING.name => of_slot(&|s| Some(s.ceiling_bytes)),
+        n if n == names::CAPTURE_WAL_TIME_LEFT.name => of_slot(&|s| s.seconds_to_ceiling),
+        n if n == names::CAPTURE_WAL_PRESSURE.name => {
+            stats.slot().map(|s| (vec![s.pressure.as_str().to_owned()], 1.0)).into_iter().collect()
+        }
         n if n == names::CAPTURE_LAG.name => one(observer::lag_bytes(stats)),
         n if n == names::CAPTURE_BUSY.name => vec![
             (vec!["receive".to_owned()], stats.receive_wait_ns.load(Relaxed) as f64 / 1e9),

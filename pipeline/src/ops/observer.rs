@@ -245,7 +245,8 @@ impl Observer {
         let (state, _) = stats.state();
         let lag_bytes = lag_bytes(stats);
         let last_error = stats.last_error().map(|e| format!("{}: {}", e.code, e.message));
-        let verdict = health::source(&CaptureFacts { state, behind: stats.behind.load(Relaxed), lag_bytes, last_error });
+        let verdict =
+            health::source(&CaptureFacts { state, behind: stats.behind.load(Relaxed), lag_bytes, last_error, slot: stats.slot() });
         Some(self.since("source".to_owned(), verdict))
     }
 

@@ -49,6 +49,7 @@ fn source(observer: &Observer, rates: &observer::Rates) -> Value {
     let lsn = |value: u64| if value == 0 { Value::Null } else { Lsn(value).to_string().into() };
     let (received, confirmed) = (stats.received_lsn.load(Relaxed), stats.confirmed_lsn.load(Relaxed));
     let (acknowledged, server) = (stats.acknowledged_lsn.load(Relaxed), stats.server_lsn.load(Relaxed));
+    let slot = stats.slot();
     json!({
         "name": observer.observed.source,
         "state": verdict.health,
@@ -62,7 +63,18 @@ fn source(observer: &Observer, rates: &observer::Rates) -> Value {
         "acknowledged_lsn": lsn(acknowledged),
         "server_lsn": lsn(server),
         "lag_bytes": observer::lag_bytes(stats),
-        "retained_wal_bytes": if acknowledged == 0 { Value::Null } else { server.saturating_sub(acknowledged).into() },
+        "retained_wal_bytes": slot.as_ref().map(|s| s.retained_bytes),
+        "slot": slot.as_ref().map(|s| json!({
+            "at": moment(s.at_ms),
+            "restart_lsn": lsn(s.restart.0),
+            "confirmed_lsn": lsn(s.confirmed.0),
+            "wal_status": s.wal_status,
+            "ceiling_bytes": s.ceiling_bytes,
+            "wal_bytes_per_second": s.wal_bytes_per_second.round(),
+            "seconds_to_ceiling": s.seconds_to_ceiling,
+            "pressure": s.pressure.as_str(),
+            "pinned_by": s.pinned_by,
+        })),
         "last_commit": moment(stats.committed_at_ms.load(Relaxed)),
         "transactions": stats.transactions.load(Relaxed),
         "events": stats.events.load(Relaxed),

@@ -47,6 +47,10 @@ metrics! {
     CAPTURE_ACKNOWLEDGED_LSN Gauge "tillstream_capture_acknowledged_lsn" [] "What PostgreSQL may forget; exact up to 2^53";
     CAPTURE_SERVER_LSN Gauge "tillstream_capture_server_lsn" [] "The server's position as it last said; exact up to 2^53";
     CAPTURE_UNACKNOWLEDGED_WAL Gauge "tillstream_capture_unacknowledged_wal_bytes" [] "WAL between what is acknowledged and the server's position";
+    CAPTURE_RETAINED_WAL Gauge "tillstream_capture_retained_wal_bytes" [] "WAL that the server keeps for the slot: from its restart_lsn to the server's position";
+    CAPTURE_WAL_CEILING Gauge "tillstream_capture_wal_ceiling_bytes" [] "WAL that may be kept: wal_budget or max_slot_wal_keep_size, whichever is lower";
+    CAPTURE_WAL_TIME_LEFT Gauge "tillstream_capture_wal_ceiling_seconds" [] "Time until the ceiling is reached at the present rate if nothing is released";
+    CAPTURE_WAL_PRESSURE Gauge "tillstream_capture_wal_pressure" ["level"] "1 for how the kept WAL stands to its ceiling: calm, warn, page or shed";
     CAPTURE_LAG Gauge "tillstream_capture_lag_bytes" [] "WAL between what was received and the server's position";
     CAPTURE_BUSY Counter "tillstream_capture_busy_seconds" ["in"] "Time of the capture task by what it did";
     JOURNAL_APPENDED_BYTES Counter "tillstream_journal_appended_bytes" [] "Bytes of batches handed to the journal by capture";

@@ -57,6 +57,7 @@ impl Bench {
             publication: "p".to_owned(),
             tables: tables.iter().map(table).collect(),
             hold_back: HoldBack { time: Duration::ZERO, bytes: 0 },
+            wal_budget: 5 << 30,
             initial_load: true,
             allow_weak_auth: false,
         };

@@ -63,6 +63,7 @@ fn the_examples_are_what_the_schemas_say() {
         epoch: 1,
         lineage: Lineage(0x0011_2233_4455_6677),
         partitioning: None,
+        confirmed: None,
         at_ms: 1_795_341_600_123,
     });
     let body = fence.to_json();

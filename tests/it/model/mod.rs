@@ -90,6 +90,7 @@ fn settings(world: &World) -> Settings {
             publication: "model".to_owned(),
             tables: captured.iter().map(|(_, name)| table(name)).collect(),
             hold_back: world.hold_back,
+            wal_budget: 5 << 30,
             initial_load: false,
             allow_weak_auth: false,
         },

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tillstream::capture::CaptureError;
-use tillstream::capture::source::{Frame, Replication, Source, StandbyStatus, SystemIdentity};
+use tillstream::capture::source::{Frame, Looked, Replication, SlotLook, Source, StandbyStatus, SystemIdentity};
 use tillstream_schemas::Lsn;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
@@ -264,7 +264,16 @@ impl Source for SimSource {
             let connection = Connection { id, state: Mutex::new(state), to_client: Notify::new(), to_server: Notify::new() };
             let connection = Arc::new(connection);
             s.connections.push(connection.clone());
-            Ok((connection, SystemIdentity { system_id: 7_000_000_000_000_000_001, timeline: 1, wal_flush: s.wal_end }))
+            Ok((
+                connection,
+                SystemIdentity {
+                    system_id: 7_000_000_000_000_000_001,
+                    timeline: 1,
+                    wal_flush: s.wal_end,
+                    sender_timeout: Some(WAL_SENDER_TIMEOUT),
+                    ..SystemIdentity::default()
+                },
+            ))
         });
         let (connection, identity) = connection?;
         Ok(Box::new(SimReplication {
@@ -274,6 +283,17 @@ impl Source for SimSource {
             ready: VecDeque::new(),
             current: Sent::Keepalive(Lsn(0), false),
         }))
+    }
+
+    async fn look(&self) -> Result<Looked, CaptureError> {
+        sleep(self.0.dice.millis(0, 20)).await;
+        self.0.with(|s| {
+            if !s.up {
+                return Err(CaptureError::Unavailable("the server is down".into()));
+            }
+            let slot = SlotLook { restart: Some(s.persisted), confirmed: Some(s.confirmed), ..SlotLook::default() };
+            Ok(Looked { wal: s.wal_end, slot: Some(slot), keep_bytes: None })
+        })
     }
 }
 
@@ -304,7 +324,7 @@ impl Replication for SimReplication {
                 return Err(lost());
             }
             if s.holder.is_some() {
-                return Err(CaptureError::SlotActive { slot: "model".into(), pid: 42 });
+                return Err(CaptureError::SlotActive { slot: "model".into(), pid: 42, holder: None });
             }
             s.holder = Some(id);
             Ok(s.history.iter().position(|r| r.start >= s.confirmed).unwrap_or(s.history.len()))

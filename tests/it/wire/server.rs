@@ -107,6 +107,7 @@ pub(super) fn source(url: &str) -> Source {
         publication: "p".to_owned(),
         tables: vec![SourceTable { schema: "public".to_owned(), table: "t".to_owned(), partition_by: None }],
         hold_back: HoldBack { time: std::time::Duration::ZERO, bytes: 0 },
+        wal_budget: 5 << 30,
         initial_load: false,
         allow_weak_auth: false,
     }

@@ -16,12 +16,14 @@ use crate::config;
 
 mod check;
 mod facts;
+mod look;
 mod session;
 mod snapshot;
 
 pub use check::{StartFacts, Warning, check_start};
 pub(crate) use check::{identifier, identity_warning, literal};
 pub use facts::{ColumnFacts, PublicationFacts, PublishedTable, ServerFacts, SlotFacts, TableFacts};
+pub(crate) use look::look;
 pub use snapshot::Snapshot;
 
 /// A connection for ordinary SQL. Dropping it closes it.

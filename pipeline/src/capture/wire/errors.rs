@@ -68,6 +68,9 @@ impl ServerError {
         } {
             return error;
         }
+        if self.code == SqlState::CANNOT_CONNECT_NOW {
+            return CaptureError::NotAccepting(self.describe());
+        }
         if self.code == SqlState::TOO_MANY_CONNECTIONS {
             let knob = if self.says("max_wal_senders") { "max_wal_senders" } else { "max_connections, or the role's CONNECTION LIMIT" };
             return CaptureError::Unavailable(format!("no connection is free: {}; raise {knob}", self.describe()));
@@ -121,7 +124,7 @@ impl ServerError {
 
     fn explain_stream(&self, slot: &str, publication: &str) -> Option<CaptureError> {
         if self.code == SqlState::OBJECT_IN_USE {
-            return Some(CaptureError::SlotActive { slot: slot.to_owned(), pid: self.pid() });
+            return Some(CaptureError::SlotActive { slot: slot.to_owned(), pid: self.pid(), holder: None });
         }
         if self.code == SqlState::UNDEFINED_OBJECT {
             return Some(if self.says("publication") {
@@ -170,7 +173,11 @@ pub(crate) fn slot_missing(slot: &str) -> CaptureError {
         "capture.slot_missing",
         format!("replication slot \"{slot}\" does not exist"),
         "what was committed since it was dropped can no longer be streamed",
-        format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput'); then load what it missed", slot.replace('\'', "''")),
+        format!(
+            "SELECT pg_create_logical_replication_slot('{}', 'pgoutput'); then, if this pipeline has run before, `tillstream epoch bump`: \
+             the tables are loaded again",
+            slot.replace('\'', "''")
+        ),
     )
 }
 
@@ -182,7 +189,7 @@ pub(crate) fn slot_lost(slot: &str, evidence: &str) -> CaptureError {
         "WAL it still needed was removed, usually because max_slot_wal_keep_size was exceeded while capture stood still",
         format!(
             "SELECT pg_drop_replication_slot('{0}'); SELECT pg_create_logical_replication_slot('{0}', 'pgoutput'); \
-             raise max_slot_wal_keep_size; then load what was missed",
+             raise max_slot_wal_keep_size; then `tillstream epoch bump`: the tables are loaded again",
             slot.replace('\'', "''")
         ),
     )
@@ -252,7 +259,7 @@ mod tests {
 
     #[test]
     fn the_holder_of_a_slot_is_named() {
-        let CaptureError::SlotActive { slot, pid } = error("55006", "replication slot \"s2\" is active for PID 4711").explain(STREAM)
+        let CaptureError::SlotActive { slot, pid, .. } = error("55006", "replication slot \"s2\" is active for PID 4711").explain(STREAM)
         else {
             panic!("slot active");
         };

@@ -14,7 +14,8 @@ use async_trait::async_trait;
 use secrecy::SecretString;
 
 use super::CaptureError;
-use super::source::{Replication, Source};
+use super::catalog;
+use super::source::{Looked, Replication, Source};
 use crate::config;
 
 mod address;
@@ -43,6 +44,7 @@ pub fn application_name(pipeline: &str, purpose: &str) -> String {
 /// A PostgreSQL server to capture from: the real [`Source`].
 pub struct PgSource {
     url: SecretString,
+    watcher: String,
     names: replication::Names,
 }
 
@@ -52,6 +54,7 @@ impl PgSource {
     pub fn new(source: &config::Source, pipeline: &str) -> PgSource {
         PgSource {
             url: source.url.clone(),
+            watcher: application_name(pipeline, "watch"),
             names: replication::Names {
                 application: application_name(pipeline, "capture"),
                 slot: source.slot.clone(),
@@ -89,5 +92,9 @@ impl PgSource {
 impl Source for PgSource {
     async fn connect(&self) -> Result<Box<dyn Replication>, CaptureError> {
         Ok(Box::new(self.log_in().await?))
+    }
+
+    async fn look(&self) -> Result<Looked, CaptureError> {
+        catalog::look(&self.url, &self.watcher, self.names.allow_weak_auth, &self.names.slot).await
     }
 }

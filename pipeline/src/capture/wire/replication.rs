@@ -93,7 +93,7 @@ struct Parameters {
 impl PgReplication {
     /// Logs in over an open stream and asks who the server is.
     pub(super) async fn log_in(stream: Stream, address: &Address, host: &Endpoint, names: Names) -> Result<PgReplication, CaptureError> {
-        let identity = SystemIdentity { system_id: 0, timeline: 0, wal_flush: Lsn(0) };
+        let identity = SystemIdentity::default();
         let mut connection = PgReplication {
             stream,
             input: Buffer::new(),
@@ -175,19 +175,32 @@ impl PgReplication {
         }
     }
 
+    /// Asks on the replication connection itself, so that no balancer can answer with another server's identity.
     async fn identify(&mut self) -> Result<(), CaptureError> {
-        self.query("IDENTIFY_SYSTEM").await?;
-        let mut row = None;
+        let row = self.row("IDENTIFY_SYSTEM").await?;
+        self.identity =
+            identity(&row).ok_or_else(|| CaptureError::Unavailable("IDENTIFY_SYSTEM was not answered as expected".to_owned()))?;
+        self.identity.standby = self.parameters.standby;
+        let timeout = self.row("SELECT setting FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'").await?;
+        let ms: u64 = text(&timeout, 0).and_then(|t| t.parse().ok()).unwrap_or(0);
+        self.identity.sender_timeout = (ms > 0).then(|| Duration::from_millis(ms));
+        if self.identity.timeline > 1 {
+            let history = self.row(&format!("TIMELINE_HISTORY {}", self.identity.timeline)).await?;
+            self.identity.switches = switches(text(&history, 1).unwrap_or_default());
+        }
+        Ok(())
+    }
+
+    /// Asks something that answers one row, and returns its columns; empty when there is none.
+    async fn row(&mut self, query: &str) -> Result<Vec<Option<Vec<u8>>>, CaptureError> {
+        self.query(query).await?;
+        let mut row = Vec::new();
         loop {
             let (tag, body) = receive(&mut self.stream, &mut self.input).await?;
             match tag {
-                b'D' => row = identity(body),
+                b'D' => row = columns(body).unwrap_or_default(),
                 b'E' => return Err(ServerError::parse(body).explain(Asked::Sql)),
-                b'Z' => {
-                    self.identity =
-                        row.ok_or_else(|| CaptureError::Unavailable("IDENTIFY_SYSTEM was not answered as expected".to_owned()))?;
-                    return Ok(());
-                }
+                b'Z' => return Ok(row),
                 b'T' | b'C' | b'N' | b'S' => {}
                 _ => return Err(unexpected(tag)),
             }
@@ -352,16 +365,44 @@ fn unexpected(tag: u8) -> CaptureError {
     CaptureError::Unavailable(format!("the server sent an unexpected message (tag {tag})"))
 }
 
-/// The row that IDENTIFY_SYSTEM answers: system id, timeline, flush position, database.
-fn identity(body: &[u8]) -> Option<SystemIdentity> {
-    let (_count, mut rest) = body.split_first_chunk::<2>()?;
-    let mut column = || {
+/// The columns of a DataRow; `None` when it is damaged.
+fn columns(body: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
+    let (count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(*count) {
         let (length, tail) = rest.split_first_chunk::<4>()?;
-        let (value, tail) = tail.split_at_checked(usize::try_from(i32::from_be_bytes(*length)).ok()?)?;
-        rest = tail;
-        std::str::from_utf8(value).ok()
+        let length = i32::from_be_bytes(*length);
+        if length == -1 {
+            (rest, _) = (tail, columns.push(None));
+            continue;
+        }
+        let (value, tail) = tail.split_at_checked(usize::try_from(length).ok()?)?;
+        (rest, _) = (tail, columns.push(Some(value.to_vec())));
+    }
+    Some(columns)
+}
+
+fn text(row: &[Option<Vec<u8>>], column: usize) -> Option<&str> {
+    std::str::from_utf8(row.get(column)?.as_deref()?).ok()
+}
+
+/// The row that IDENTIFY_SYSTEM answers: system id, timeline, flush position, database.
+fn identity(row: &[Option<Vec<u8>>]) -> Option<SystemIdentity> {
+    Some(SystemIdentity {
+        system_id: text(row, 0)?.parse().ok()?,
+        timeline: text(row, 1)?.parse().ok()?,
+        wal_flush: text(row, 2)?.parse().ok()?,
+        ..SystemIdentity::default()
+    })
+}
+
+/// A timeline's history file: a line for each earlier timeline with the position where it ended. Comments and damaged lines say nothing.
+fn switches(file: &str) -> Vec<(u32, Lsn)> {
+    let line = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
     };
-    Some(SystemIdentity { system_id: column()?.parse().ok()?, timeline: column()?.parse().ok()?, wal_flush: column()?.parse().ok()? })
+    file.lines().filter_map(line).collect()
 }
 
 /// A standby status update: what was received, what may be forgotten, our clock, whether we want an answer.
@@ -442,11 +483,20 @@ mod tests {
             body
         };
         let good = row(&["7300000000000000001", "3", "1/16B3748", "pos"]);
-        let expected = SystemIdentity { system_id: 7_300_000_000_000_000_001, timeline: 3, wal_flush: Lsn(0x1_016B_3748) };
-        assert_eq!(identity(&good), Some(expected));
-        for end in 0..good.len() - 7 {
-            assert_eq!(identity(&good[..end]), None);
+        let system_id = 7_300_000_000_000_000_001;
+        let expected = SystemIdentity { system_id, timeline: 3, wal_flush: Lsn(0x1_016B_3748), ..SystemIdentity::default() };
+        let of = |body: &[u8]| columns(body).and_then(|row| identity(&row));
+        assert_eq!(of(&good), Some(expected));
+        for end in 0..good.len() {
+            assert_eq!(of(&good[..end]), None);
         }
-        assert_eq!(identity(&row(&["x", "3", "1/1", "pos"])), None);
+        assert_eq!(of(&row(&["x", "3", "1/1", "pos"])), None);
+        assert_eq!(columns(&[0, 1, 255, 255, 255, 255]), Some(vec![None]));
+    }
+
+    #[test]
+    fn a_history_file_says_where_timelines_ended() {
+        let file = "1\t0/5000000\tno recovery target specified\n\n# a comment\n2\t1/6000060\tbefore 2026-01-01\ndamaged\n3\tx\n";
+        assert_eq!(switches(file), [(1, Lsn(0x500_0000)), (2, Lsn(0x1_0600_0060))]);
     }
 }

@@ -378,6 +378,12 @@ impl Connection {
         self.request(key::DECLARE_PUBLISHER, stream, |frame| frame.u8(0).string(name).string(stream)).await.map(drop)
     }
 
+    /// The highest id that the stream holds of a publisher; 0 when it holds none.
+    pub(super) async fn publisher_sequence(&mut self, name: &str, stream: &str) -> Result<u64, JournalError> {
+        let mut fields = self.request(key::QUERY_PUBLISHER_SEQUENCE, stream, |frame| frame.string(name).string(stream)).await?;
+        fields.u64()
+    }
+
     /// Opens the connection's subscription, number 0. `credit` is how many chunks may be sent.
     pub(super) async fn subscribe(&mut self, stream: &str, start: Start, credit: u16) -> Result<(), JournalError> {
         let fill = |frame: Frame| {

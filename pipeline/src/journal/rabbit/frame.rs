@@ -13,6 +13,7 @@ pub(super) mod key {
     pub(crate) const PUBLISH: u16 = 2;
     pub(crate) const PUBLISH_CONFIRM: u16 = 3;
     pub(crate) const PUBLISH_ERROR: u16 = 4;
+    pub(crate) const QUERY_PUBLISHER_SEQUENCE: u16 = 5;
     pub(crate) const SUBSCRIBE: u16 = 7;
     pub(crate) const DELIVER: u16 = 8;
     pub(crate) const CREDIT: u16 = 9;

@@ -8,6 +8,7 @@
 //!
 //! A batch is one sub-entry batch under one publishing id: stored or dropped as a whole. After a lost connection everything
 //! unconfirmed is sent again, in order, under the same ids, before anything new; the broker drops and confirms what it already has.
+//! A broker that comes back without what it had confirmed ends the writer: the gap is its owner's to fill.
 
 use std::collections::BTreeSet;
 use std::io::IoSlice;
@@ -121,7 +122,8 @@ async fn run(shared: Arc<Shared>, log: Log, stream: String) {
         let session = async {
             let mut connection = shared.broker.connect_to_leader(&stream).await?;
             connection.declare_publisher(&shared.producer.0, &stream).await?;
-            Ok(connection)
+            let stored = connection.publisher_sequence(&shared.producer.0, &stream).await?;
+            Ok((connection, PublishId(stored)))
         };
         // Connecting may take long; a writer that is dropped meanwhile has nothing to say any more.
         let connected = tokio::select! {
@@ -129,7 +131,13 @@ async fn run(shared: Arc<Shared>, log: Log, stream: String) {
             _ = gone.wait_for(|_| shared.window.is_closed()) => return,
         };
         let ended = match connected {
-            Ok(connection) => {
+            Ok((_, stored)) if stored < shared.window.confirmed(log) => {
+                // The broker lost what it had confirmed but not synced. Going on would leave a gap; whoever writes has to look at
+                // the tail again, and may still be able to write what is missing.
+                warn!(%stream, "the broker has lost entries that it had confirmed");
+                return shared.window.fail(JournalError::Unavailable(format!("stream {stream} has lost entries that it had confirmed")));
+            }
+            Ok((connection, _)) => {
                 debug!(%stream, broker = %connection.address(), "publishing");
                 shared.window.rewind(log);
                 let before = shared.window.confirmed(log);

@@ -351,6 +351,7 @@ mod tests {
             publication: "p".to_owned(),
             tables: Vec::new(),
             hold_back: config::HoldBack { time: std::time::Duration::ZERO, bytes: 0 },
+            wal_budget: 5 << 30,
             initial_load: false,
             allow_weak_auth: false,
         }
