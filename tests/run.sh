@@ -25,6 +25,7 @@ export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-never}
 need_rust
 docker/postgres.sh install
 docker/rabbitmq.sh install
+command -v pgbouncer >/dev/null || apt_install pgbouncer
 
 target=${CARGO_TARGET_DIR:-target}
 rm -rf --one-file-system "$target/tests/scratch"

@@ -12,5 +12,6 @@ mod identity;
 mod matrix;
 mod model;
 mod pgoutput_writer;
+mod slot;
 mod tidy;
 mod wire;

@@ -13,8 +13,8 @@ use super::output::{self, End, Format};
 use crate::capture::wire::PgSource;
 use crate::capture::{self, CaptureError, Settings, Standing};
 use crate::config::{Pipeline, units};
-use crate::control::{self, Audit, Epoch, Record, Writer, now_ms};
 use crate::journal::{self, Journal};
+use crate::ops::epoch::{self, Decision};
 use crate::ops::failure::Failure;
 
 /// A command answers or says why not; a broker that does not answer for this long is away.
@@ -113,25 +113,10 @@ async fn begin(bump: Bump, registry: &Registry) -> Result<(), End> {
     let wanted = capture::confirmation(&pipeline.name, next);
     eprint!("{}", output::clean_lines(&screen(&standing)));
     confirm(bump.confirm.as_deref(), &wanted)?;
-    let by = who("bump");
-    let epoch = Epoch {
-        epoch: next,
-        after: standing.stored.commit_lsn,
-        reload: !bump.keep_loaded,
-        why: bump.reason.clone(),
-        by: by.clone(),
-        at_ms: now_ms(),
-    };
     let loads = if bump.keep_loaded { "nothing is loaded again" } else { "the tables are loaded again" };
-    let audit =
-        Audit { who: by.clone(), what: format!("epoch {next} begun after {}; {loads}", epoch.after), why: bump.reason, at_ms: now_ms() };
-    let written = async {
-        let state = control::replay(journal.as_ref()).await?;
-        let mut writer = Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &by).await?;
-        writer.store_proven(&Record::Audit(audit)).await?;
-        writer.store_proven(&Record::Epoch(epoch)).await
-    };
-    in_time(written).await??;
+    let decision =
+        Decision { epoch: next, after: standing.stored.commit_lsn, reload: !bump.keep_loaded, why: bump.reason, by: who("bump") };
+    in_time(epoch::begin(journal, &pipeline.name, &pipeline.source.name, decision)).await??;
     match bump.format {
         Format::Json => output::print(json!({"epoch": next, "reload": !bump.keep_loaded}))?,
         Format::Human => output::print(format_args!("epoch {next} is begun; {loads} by the next run, or by the one that runs"))?,

@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod codes;
 pub mod doctor;
+pub mod epoch;
 pub mod failure;
 pub mod health;
 pub mod metrics;

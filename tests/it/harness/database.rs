@@ -47,6 +47,12 @@ impl Database {
         database
     }
 
+    /// The same database on another server: a standby that became the primary.
+    pub(crate) fn move_to(&mut self, server: &Postgres) {
+        self.url = server.url(&self.name);
+        self.address = server.address().to_owned();
+    }
+
     /// A superuser's session.
     pub(crate) async fn connect(&self) -> Client {
         super::server::connect(&self.url).await

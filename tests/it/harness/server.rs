@@ -64,13 +64,79 @@ impl Postgres {
 
     /// One of its own for a test that stops or configures it; `settings` are lines of postgresql.conf.
     pub(crate) async fn private(name: &str, settings: &str) -> Postgres {
+        Postgres::private_on(None, name, settings).await
+    }
+
+    /// As [`Postgres::private`], of a major version, which is fetched when it is not there.
+    pub(crate) async fn private_on(major: Option<u32>, name: &str, settings: &str) -> Postgres {
         let (dir, settings) = (scratch(name).join("postgres"), settings.to_owned());
         tokio::task::spawn_blocking(move || {
-            script("postgres.sh", &["start", &dir.to_string_lossy()], &[("POSTGRES_CONF", &settings)]);
+            let major = major.map(|major| major.to_string());
+            let mut environment = vec![("POSTGRES_CONF", settings.as_str())];
+            if let Some(major) = &major {
+                script("postgres.sh", &["install", major], &[]);
+                environment.push(("POSTGRES_MAJOR", major));
+            }
+            script("postgres.sh", &["start", &dir.to_string_lossy()], &environment);
             Postgres::at(dir, false)
         })
         .await
         .expect("the script does not panic")
+    }
+
+    /// The version that the run was asked for by `POSTGRES_MAJOR`.
+    pub(crate) fn asked() -> Option<u32> {
+        asked_major()
+    }
+
+    /// Makes a standby of this server. It is stopped for a moment: the copy is that of its files.
+    pub(crate) async fn standby(&self, name: &str) -> Postgres {
+        assert!(!self.shared, "a shared server stays up");
+        let (dir, of) = (scratch(name).join("postgres"), self.dir.clone());
+        tokio::task::spawn_blocking(move || {
+            script("postgres.sh", &["standby", &dir.to_string_lossy(), &of.to_string_lossy()], &[]);
+            Postgres::at(dir, false)
+        })
+        .await
+        .expect("the script does not panic")
+    }
+
+    /// Makes a standby the primary.
+    pub(crate) async fn promote(&self) {
+        self.control("promote").await;
+    }
+
+    /// Cuts a standby off from its primary.
+    pub(crate) async fn hear_no_more(&self) {
+        let admin = self.connect("postgres").await;
+        admin.batch_execute("ALTER SYSTEM SET primary_conninfo = ''").await.expect("set");
+        admin.batch_execute("SELECT pg_reload_conf()").await.expect("reloads");
+        super::wait_for("the standby to be cut off", super::PATIENCE, || async {
+            admin.query_opt("SELECT FROM pg_stat_wal_receiver WHERE pid IS NOT NULL", &[]).await.ok()?.is_none().then_some(())
+        })
+        .await;
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.join("data").canonicalize().expect("the server has data")
+    }
+
+    /// Copies the files of a stopped server.
+    pub(crate) async fn copy_data(&self) -> PathBuf {
+        let backup = self.dir.with_extension("backup");
+        copy(&self.data(), &backup).await;
+        backup
+    }
+
+    /// Puts copied files in the place of a stopped server's own.
+    pub(crate) async fn put_data(&self, backup: &Path) {
+        let data = self.data();
+        for entry in std::fs::read_dir(&data).expect("readable").flatten() {
+            let path = entry.path();
+            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            removed.expect("removed");
+        }
+        copy(backup, &data).await;
     }
 
     fn at(dir: PathBuf, shared: bool) -> Postgres {
@@ -133,6 +199,46 @@ impl Drop for Postgres {
     }
 }
 
+/// Copies what is in a directory, owners and all.
+async fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    let copied = tokio::process::Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status().await.expect("cp runs");
+    assert!(copied.success(), "{} to {}", from.display(), to.display());
+}
+
+/// A connection pooler (PgBouncer) in front of a server. Ends with the value.
+pub(crate) struct Pooler {
+    address: String,
+    _process: tokio::process::Child,
+}
+
+impl Pooler {
+    pub(crate) async fn start(server: &str) -> Pooler {
+        let dir = scratch("pooler");
+        let port = super::free_port();
+        let (host, server_port) = server.split_once(':').expect("an address");
+        let text = format!(
+            "[databases]\n* = host={host} port={server_port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             auth_type = any\nunix_socket_dir =\n"
+        );
+        // Its user cannot look into every directory that we can.
+        let file = std::env::temp_dir().join(format!("tillstream-pooler-{}.ini", std::process::id()));
+        std::fs::write(&file, text).expect("written");
+        let log = std::fs::File::create(dir.join("pooler.log")).expect("target/ can be written");
+        let mut command = tokio::process::Command::new("pgbouncer");
+        let is_root = std::fs::metadata("/proc/self").is_ok_and(|m| std::os::unix::fs::MetadataExt::uid(&m) == 0);
+        if is_root {
+            command.args(["-u", "postgres"]);
+        }
+        let process = command.arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).kill_on_drop(true).spawn();
+        Pooler { address: format!("127.0.0.1:{port}"), _process: process.expect("pgbouncer is installed: tests/run.sh does that") }
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+}
+
 /// A session whose connection lives on a task of its own.
 pub(crate) async fn connect(url: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("the server accepts");
@@ -182,6 +288,11 @@ impl RabbitMq {
     fn at(dir: PathBuf, shared: bool) -> RabbitMq {
         let url = script("rabbitmq.sh", &["url", &dir.to_string_lossy()], &[]);
         RabbitMq { dir, url, shared }
+    }
+
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// Stops, kills, starts: `stop`, `kill9`, `start`, `restart`.

@@ -100,6 +100,7 @@ impl Bench {
             publication: "p".to_owned(),
             tables: tables.iter().map(table).collect(),
             hold_back: HoldBack { time: Duration::ZERO, bytes: 0 },
+            wal_budget: 5 << 30,
             initial_load: false,
             allow_weak_auth: false,
         };
