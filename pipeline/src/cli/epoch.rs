@@ -196,7 +196,7 @@ fn screen(standing: &Standing) -> String {
         ),
         None => line("last run", "none".to_owned()),
     }
-    line("stored", format!("up to {}", standing.stored));
+    line("stored", if standing.stored.is_none() { "no change yet".to_owned() } else { format!("up to {}", standing.stored) });
     line("released", standing.released.map_or_else(|| "nothing known".to_owned(), |upto| format!("up to {upto}")));
     if let Ok((identity, looked)) = &standing.server {
         let kind = if identity.standby { "standby" } else { "primary" };

@@ -136,11 +136,10 @@ async fn a_server_restored_from_a_base_backup_is_refused_with_the_way_out() {
     let before = inserted(&bench).await;
     assert_eq!(code_of_run(&bench).await, "capture.source_diverged");
     assert_eq!(inserted(&bench).await, before, "nothing of the other history was stored");
-    let acknowledged = PgSource::new(&bench.source, "test").look().await.expect("looks").slot.expect("there").confirmed;
     bump(&bench, true).await;
     assert_eq!(code_of_run(&bench).await, "continue");
-    let now = inserted(&bench).await;
-    assert_eq!(now.len(), before.len() + 41, "every sale since the restore: nothing was acknowledged before ({acknowledged:?})");
+    let since = inserted(&bench).await.iter().filter(|id| **id >= 1000).count();
+    assert_eq!(since, 41, "every sale since the restore: nothing was acknowledged before the decision");
 }
 
 #[tokio::test(flavor = "multi_thread")]
