@@ -56,7 +56,7 @@ async fn a_failover(major: u32) {
     primary.control("kill9").await;
     let died = Instant::now();
     standby.promote().await;
-    traffic.wait(PATIENCE).await;
+    traffic.kill9().await;
     // The same database, in its new place.
     pipeline.pos.move_to(&standby);
     running.ready().await;
