@@ -130,6 +130,7 @@ pub struct Event {
     ordinal: u32,
     xid: Option<u32>,
     committed_at: Option<Text>,
+    connector: Option<Text>,
 }
 
 /// Shows the id and what happened, no value.
@@ -227,6 +228,12 @@ impl Event {
     #[must_use]
     pub fn committed_at(&self) -> Option<&str> {
         self.committed_at.as_ref().map(|t| self.text(t))
+    }
+
+    /// The only connector that a backfill's row is meant for; `None` where it is meant for all.
+    #[must_use]
+    pub fn connector(&self) -> Option<&str> {
+        self.connector.as_ref().map(|t| self.text(t))
     }
 
     /// A column's value as raw JSON: of the new row, and of a deleted row what the server told of it (the old row, or
@@ -341,6 +348,7 @@ struct Raw {
     ordinal: Option<u32>,
     xid: Option<u32>,
     committed_at: Option<Text>,
+    connector: Option<Text>,
 }
 
 impl Raw {
@@ -361,7 +369,8 @@ impl Raw {
         let id: EventId = of(&id_text, body).parse().map_err(|_| EventError::Field("id"))?;
         match &id {
             EventId::Change(p) if op != Op::Read && p.commit_lsn == commit_lsn && p.ordinal == ordinal => {}
-            EventId::Read(r) if op == Op::Read && r.row == ordinal => {}
+            // A row that a backfill was asked for by its key and did not find is a deletion.
+            EventId::Read(r) if matches!(op, Op::Read | Op::Delete) && r.row == ordinal => {}
             EventId::Change(_) | EventId::Read(_) => return Err(EventError::Field("id")),
         }
         if op != Op::Message && (self.schema.is_none() || self.table.is_none()) {
@@ -385,6 +394,7 @@ impl Raw {
             ordinal,
             xid: self.xid,
             committed_at: self.committed_at,
+            connector: self.connector,
         })
     }
 }
@@ -435,6 +445,7 @@ impl<'de> Visitor<'de> for Envelope {
                 "ordinal" => raw.ordinal = map.next_value()?,
                 "xid" => raw.xid = map.next_value()?,
                 "committed_at" => raw.committed_at = map.next_value_seed(TextSeed(base))?,
+                "connector" => raw.connector = map.next_value_seed(TextSeed(base))?,
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }

@@ -1,403 +1,306 @@
-//! The reading side of a backfill: one connection, one table after the other, one chunk at a time.
+//! One job: describes its tables, divides them into parts, has its readers read them, and says when all is read.
 //!
-//! ```text
-//!  cursor (attempt + 1) stored ─▶ open ─▶ low watermark ─▶ read chunk ─▶ high watermark ─▶ verdict
-//!                                  ▲                                                         │
-//!                                  └──────────── handed over: next chunk, or read it again ──┘
-//! ```
-//!
-//! Never writes to the source but for the two logical messages of each chunk, and never holds a snapshot longer than
-//! one chunk. Ends when its hook is dropped.
+//! Goes round again after a lost connection, for as long as it takes. Ends when its session does.
 
-use std::collections::HashMap;
-use std::pin::pin;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::collections::VecDeque;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use futures_util::TryStreamExt;
-use tokio::sync::{mpsc, oneshot};
-use tokio_postgres::SimpleQueryMessage;
-use tokio_postgres::error::SqlState;
+use tokio::task::JoinSet;
 
-use super::hook::{PREFIX, Step, Verdict};
-use super::pace::Pace;
-use super::sql::{ChunkedTable, Refusal};
-use super::stats::Stats;
-use super::window::{Again, Chunk, Opening, Row};
-use crate::capture::CaptureError;
-use crate::capture::catalog::{Catalog, PublicationFacts, Snapshot, TableFacts};
+use super::gate::{Halt, Wanted};
+use super::plan;
+use super::read::{Failure, Session};
+use super::reader::{Ended, Part, Reader, Shared, Table};
+use super::stats::TableState;
 use crate::config;
-use crate::control::{Cursor, KeyTexts, LoadFinished, Record, now_ms};
+use crate::control::{Cursor, LoadFinished, Record, now_ms};
 use crate::retry::Delays;
 
-/// Settings of the reading session, beside the formats that every session pins. Watermarks need not wait for a
-/// standby; a policy that would hide rows has to fail loudly; and nothing of ours may hold the point of sale up.
-const SESSION: &str = "SET synchronous_commit = local; SET row_security = off; SET jit = off; \
-                       SET statement_timeout = '30s'; SET lock_timeout = '2s'; SET idle_in_transaction_session_timeout = '30s'";
-
-/// What one run of the load works with.
+/// One run of a job.
 pub(super) struct Job {
-    pub(super) source: config::Source,
-    pub(super) pipeline: String,
+    pub(super) shared: Arc<Shared>,
     /// `[a-z0-9_]+`, part of event ids.
     pub(super) name: String,
     pub(super) epoch: u32,
-    /// How far earlier runs came, by table.
-    pub(super) cursors: HashMap<String, Cursor>,
+    /// The tables to read.
+    pub(super) tables: Vec<config::SourceTable>,
+    /// The attempt of this run's chunks, when the job counts its runs; otherwise the cursors tell.
+    pub(super) attempt: Option<u32>,
+    /// The initial load passes over what it cannot read and waits for what comes right; a job ends with the reason.
+    pub(super) is_load: bool,
     /// Whether an earlier run said that everything is read.
     pub(super) announced: bool,
-    pub(super) steps: mpsc::Sender<Step>,
-    pub(super) stats: Arc<Stats>,
+    /// Readers at once, at most.
+    pub(super) readers: usize,
 }
 
-/// What ends the reading of a table.
-#[derive(Debug)]
-enum Failure {
-    /// The hook is gone, and with it the session.
-    HookGone,
-    /// The connection is of no use: connect again.
-    Source(CaptureError),
-    /// This table cannot be read as things are; others can.
-    Table { code: &'static str, message: String },
+/// How a job's run ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Everything is read and stored.
+    Done,
+    /// It was asked to stop.
+    Halted(Wanted),
+    /// Something has to be mended.
+    Failed {
+        /// Stable code.
+        code: &'static str,
+        /// What, without values.
+        message: String,
+    },
+    /// The session is over.
+    SessionEnded,
 }
 
-impl From<CaptureError> for Failure {
-    fn from(error: CaptureError) -> Self {
-        match error {
-            CaptureError::Definite { code, what, fix, .. } => Failure::Table { code, message: format!("{what}; {fix}") },
-            error => Failure::Source(error),
-        }
-    }
+/// How one round ended.
+enum Round {
+    Complete,
+    /// Some table failed; it is tried again.
+    Incomplete,
+    Halted,
 }
 
-/// What ends the reading of a chunk.
-#[derive(Debug)]
-enum Unread {
-    /// It took too long or had to wait for a lock.
-    TooSlow,
-    Failed(Failure),
-}
+/// Parts that wait for a reader.
+type Parts = Arc<Mutex<VecDeque<Part>>>;
 
 impl Job {
     /// Reads everything, trying again for as long as it takes.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self) -> Outcome {
         let mut delays = Delays::new(Duration::from_secs(1), Duration::from_secs(60));
+        let stats = self.shared.stats.clone();
         loop {
-            let rows = self.stats.progress().rows;
+            let rows = stats.progress().rows;
             match self.round().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(Failure::HookGone) => return,
+                Ok(Round::Complete) => return Outcome::Done,
+                Ok(Round::Halted) => return Outcome::Halted(self.shared.gate.wanted()),
+                Ok(Round::Incomplete) => {}
+                Err(Failure::HookGone) => return Outcome::SessionEnded,
                 Err(Failure::Source(error)) => {
-                    tracing::warn!(code = error.code(), %error, "initial load waits for the source");
-                    self.stats.waiting(format!("{}: {error}", error.code()));
+                    tracing::warn!(code = error.code(), %error, job = self.name, "backfill waits for the source");
+                    stats.waiting(Some(format!("{}: {error}", error.code())));
                 }
-                Err(Failure::Table { code, message }) => {
+                Err(Failure::Table { code, message }) if self.is_load => {
                     tracing::warn!(code, message, "initial load cannot begin");
-                    self.stats.waiting(format!("{code}: {message}"));
+                    stats.waiting(Some(format!("{code}: {message}")));
                 }
+                Err(Failure::Table { code, message }) => return Outcome::Failed { code, message },
             }
-            if self.stats.progress().rows > rows {
+            if stats.progress().rows > rows {
                 delays.reset();
             }
-            tokio::time::sleep(delays.next_delay()).await;
+            if self.rest(delays.next_delay()).await.is_err() {
+                return Outcome::Halted(self.shared.gate.wanted());
+            }
         }
     }
 
-    /// Goes through all tables once; true when nothing is left to read.
-    async fn round(&mut self) -> Result<bool, Failure> {
-        let catalog = Catalog::connect_backfill(&self.source, &self.pipeline).await?;
-        catalog.client().batch_execute(SESSION).await.map_err(|e| failure(&e))?;
-        let publication = catalog.publication(&self.source.publication).await?.ok_or_else(|| Failure::Table {
-            code: "capture.publication_missing",
-            message: format!("publication \"{}\" does not exist", self.source.publication),
-        })?;
-        let mut complete = true;
-        for configured in self.source.tables.clone() {
-            let name = format!("{}.{}", configured.schema, configured.table);
-            if self.cursors.get(&name).is_some_and(|c| c.done) {
-                continue;
+    /// Sleeps, but not through a request to stop.
+    async fn rest(&self, pause: Duration) -> Result<(), Halt> {
+        let until = tokio::time::Instant::now() + pause;
+        while tokio::time::Instant::now() < until {
+            if self.shared.gate.wanted() != Wanted::Run {
+                return Err(Halt);
             }
-            match self.table(&catalog, &publication, &configured, &name).await {
-                Ok(Ok(())) => self.stats.done(&name),
-                Ok(Err(refusal)) => {
-                    tracing::warn!(code = refusal.code, table = name, "initial load passes a table over: {}", refusal.message);
-                    self.stats.refused(&name, refusal);
-                }
-                Err(Failure::Table { code, message }) => {
-                    tracing::warn!(code, table = name, message, "initial load of a table fails; it will be tried again");
-                    self.stats.failing(&name, code, &message);
-                    complete = false;
-                }
-                Err(failure) => return Err(failure),
-            }
+            tokio::time::sleep(Duration::from_millis(100).min(pause)).await;
         }
-        if complete {
-            self.finish().await?;
-        }
-        Ok(complete)
-    }
-
-    async fn finish(&mut self) -> Result<(), Failure> {
-        if !self.announced {
-            let (tables, rows) = self.cursors.values().filter(|c| c.done).fold((0, 0), |(n, rows), c| (n + 1, rows + c.rows));
-            let record = LoadFinished { job: self.name.clone(), epoch: self.epoch, tables, rows, at_ms: now_ms() };
-            self.store(Record::LoadFinished(record)).await?;
-            self.announced = true;
-            tracing::info!(tables, rows, "initial load is complete");
-        }
-        self.send(Step::Finished).await?;
-        self.stats.finish();
         Ok(())
     }
 
-    async fn table(
+    /// Goes through all tables once.
+    async fn round(&mut self) -> Result<Round, Failure> {
+        let session = Session::open(&self.shared.source, &self.shared.pipeline, false).await?;
+        let publication = plan::publication(&session, &self.shared.source).await?;
+        let mut round = Round::Complete;
+        let mut parts = VecDeque::new();
+        for configured in self.tables.clone() {
+            let name = format!("{}.{}", configured.schema, configured.table);
+            if self.is_read(&name) {
+                continue;
+            }
+            let stats = self.shared.stats.clone();
+            match self.parts_of(&session, &publication, &configured, &name).await {
+                Ok(Ok(found)) if found.is_empty() => stats.done(&name),
+                Ok(Ok(found)) => parts.extend(found),
+                Ok(Err(refusal)) if self.is_load => {
+                    tracing::warn!(code = refusal.code, table = name, "initial load passes a table over: {}", refusal.message);
+                    stats.refused(&name, refusal);
+                }
+                Ok(Err(refusal)) => {
+                    let message = format!("{name}: {}", refusal.message);
+                    return Err(Failure::Table { code: refusal.code, message });
+                }
+                Err(Failure::Table { code, message }) if self.is_load => {
+                    tracing::warn!(code, table = name, message, "initial load of a table fails; it will be tried again");
+                    stats.failing(&name, code, &message);
+                    round = Round::Incomplete;
+                }
+                Err(Failure::Table { code, message }) => return Err(Failure::Table { code, message: format!("{name}: {message}") }),
+                Err(failure) => return Err(failure),
+            }
+        }
+        drop(session);
+        match self.read(parts).await? {
+            Round::Complete => {}
+            other => round = other,
+        }
+        if matches!(round, Round::Complete) {
+            self.finish().await?;
+        }
+        Ok(round)
+    }
+
+    /// Whether every part of a table is read.
+    fn is_read(&self, table: &str) -> bool {
+        let mine = self.shared.cursors(table);
+        !mine.is_empty() && mine.iter().all(|c| c.done)
+    }
+
+    /// The parts of a table that are left, each with its cursor stored: the chunks in doubt become ones of an attempt
+    /// never used before.
+    async fn parts_of(
         &mut self,
-        catalog: &Catalog,
-        publication: &PublicationFacts,
+        session: &Session,
+        publication: &crate::capture::catalog::PublicationFacts,
         configured: &config::SourceTable,
         name: &str,
-    ) -> Result<Result<(), Refusal>, Failure> {
-        let mut described = match describe(catalog, publication, configured).await? {
-            Ok(described) => described,
+    ) -> Result<Result<Vec<Part>, super::sql::Refusal>, Failure> {
+        let chunked = match plan::describe(session, publication, configured, &self.shared.choice).await? {
+            Ok(chunked) => chunked,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        self.stats.reading(name, described.0.rows_estimate);
-        let mut cursor = self.start(catalog, &described.1, name).await?;
-        let mut pace = Pace::new();
-        let mut delays = Delays::new(Duration::from_millis(20), Duration::from_secs(2));
-        // One chunk more may be under way than is stored.
-        let mut unstored: Option<oneshot::Receiver<()>> = None;
-        while !cursor.done {
-            match self.chunk(catalog, &described.1, &cursor, &mut pace, &mut unstored).await? {
-                Outcome::Next(next) => {
-                    cursor = next;
-                    self.cursors.insert(name.to_owned(), cursor.clone());
-                    delays.reset();
+        let keyed = !self.shared.keys.is_empty();
+        let sources = if keyed { vec![chunked.whole()] } else { plan::sources(session, &chunked).await? };
+        let known = self.shared.cursors(name);
+        let attempt = self.attempt.unwrap_or_else(|| known.iter().map(|c| c.attempt + 1).max().unwrap_or(0));
+        let next_chunk = known.iter().map(|c| c.chunk + 1).max().unwrap_or(0);
+        let mut cursors = Vec::new();
+        if known.is_empty() {
+            let started = |part: String, after, bound: Option<_>| Cursor {
+                job: self.name.clone(),
+                table: name.to_owned(),
+                part,
+                epoch: self.epoch,
+                chunk: 0,
+                attempt,
+                after,
+                done: bound.is_none(),
+                bound,
+                rows: 0,
+                started_at_ms: now_ms(),
+                at_ms: now_ms(),
+            };
+            for source in &sources {
+                if keyed {
+                    cursors.push((started("keys".to_owned(), None, Some(crate::control::KeyTexts::default())), source.clone()));
+                    continue;
                 }
-                Outcome::Again(why) => {
-                    self.stats.again(why == Some(Again::NotVisible));
-                    if why == Some(Again::TableChanged) {
-                        described = match describe(catalog, publication, configured).await? {
-                            Ok(described) => described,
-                            Err(refusal) => return Ok(Err(refusal)),
-                        };
-                    }
-                    tokio::time::sleep(delays.next_delay()).await;
-                }
-            }
-        }
-        if let Some(stored) = unstored.take() {
-            stored.await.map_err(|_| Failure::HookGone)?;
-        }
-        Ok(Ok(()))
-    }
-
-    /// Makes the chunk in doubt one of an attempt never used before, and stores that before any row of it is.
-    async fn start(&mut self, catalog: &Catalog, table: &ChunkedTable, name: &str) -> Result<Cursor, Failure> {
-        let cursor = match self.cursors.get(name) {
-            // A chunk may be handed over and nobody here know it, so its number is not used again either.
-            Some(known) => Cursor { chunk: known.chunk + 1, attempt: known.attempt + 1, at_ms: now_ms(), ..known.clone() },
-            None => {
-                let bound = bound(catalog, table).await?;
-                Cursor {
-                    job: self.name.clone(),
-                    table: table.name(),
-                    epoch: self.epoch,
-                    chunk: 0,
-                    attempt: 0,
-                    after: None,
-                    done: bound.is_none(),
-                    bound,
-                    rows: 0,
-                    started_at_ms: now_ms(),
-                    at_ms: now_ms(),
+                for range in plan::ranges(session, &chunked, source).await? {
+                    cursors.push((started(range.name, range.after, range.bound), range.source));
                 }
             }
+        } else {
+            for cursor in known {
+                let source = if keyed { sources.first() } else { plan::source_of(&sources, &cursor.part) };
+                // A partition that is gone took its rows along; the stream says so where they matter.
+                let Some(source) = source else { continue };
+                // A chunk may be handed over and nobody here know it, so its number is not used again either.
+                let chunk = if cursor.done { cursor.chunk } else { next_chunk };
+                cursors.push((Cursor { chunk, attempt, at_ms: now_ms(), ..cursor }, source.clone()));
+            }
+        }
+        // The last one is read back under our fence, and the others stand before it.
+        for (cursor, _) in &cursors {
+            self.shared.store(Record::Cursor(cursor.clone())).await?;
+        }
+        self.shared.reached_all(name, cursors.iter().map(|(c, _)| c.clone()));
+        let done = cursors.iter().filter(|(c, _)| c.done).count() as u32;
+        let estimate = match (keyed, self.shared.choice.conditions.is_empty()) {
+            (true, _) => self.shared.keys.len() as f64,
+            (false, true) => sources.iter().map(|s| s.rows_estimate).try_fold(0.0, |sum, e| (e >= 0.0).then_some(sum + e)).unwrap_or(-1.0),
+            (false, false) => -1.0,
         };
-        self.store(Record::Cursor(cursor.clone())).await?;
-        self.cursors.insert(name.to_owned(), cursor.clone());
-        Ok(cursor)
+        self.shared.stats.reading(name, estimate, cursors.len() as u32, done);
+        let table = Arc::new(Table { chunked, configured: configured.clone(), numbers: AtomicU32::new(next_chunk) });
+        let left = cursors.into_iter().filter(|(c, _)| !c.done);
+        Ok(Ok(left.map(|(cursor, source)| Part { table: table.clone(), source, cursor }).collect()))
     }
 
-    /// Reads one chunk between two watermarks and waits for what comes of it.
-    async fn chunk(
-        &mut self,
-        catalog: &Catalog,
-        table: &ChunkedTable,
-        cursor: &Cursor,
-        pace: &mut Pace,
-        unstored: &mut Option<oneshot::Receiver<()>>,
-    ) -> Result<Outcome, Failure> {
-        let nonce = format!("{:032x}", rand::random::<u128>());
-        let (low, high) = (format!("{nonce}/low"), format!("{nonce}/high"));
-        let opening = Opening { oid: table.oid, table: table.schema.clone(), low: low.clone(), high: high.clone() };
-        let (verdict, answer) = oneshot::channel();
-        self.send(Step::Open { opening, verdict }).await?;
-        catalog.emit_message(PREFIX, &low).await?;
-        let began = Instant::now();
-        let Some(bound) = &cursor.bound else { return Err(Failure::Source(CaptureError::Unavailable("a cursor without a bound".into()))) };
-        let read = match read(catalog, table, cursor.after.as_ref(), bound, pace.rows()).await {
-            Ok(read) => read,
-            Err(unread) => {
-                self.send(Step::Abandon).await?;
-                return match unread {
-                    Unread::TooSlow => {
-                        pace.too_large();
-                        Ok(Outcome::Again(None))
-                    }
-                    Unread::Failed(failure) => Err(failure),
-                };
-            }
-        };
-        pace.read(read.chunk.rows.len(), read.bytes, began.elapsed());
-        let after = match read.chunk.rows.last() {
-            Some(row) => Some(table.key_of(row).ok_or_else(|| Failure::Table {
-                code: "backfill.null_in_key",
-                message: "a key column holds NULL; a key's columns have to be NOT NULL".to_owned(),
-            })?),
-            None => cursor.after.clone(),
-        };
-        let next = Cursor { chunk: cursor.chunk + 1, after, done: read.last, at_ms: now_ms(), ..cursor.clone() };
-        if let Some(stored) = unstored.take() {
-            stored.await.map_err(|_| Failure::HookGone)?;
+    /// Has the parts read, several at once.
+    async fn read(&mut self, parts: VecDeque<Part>) -> Result<Round, Failure> {
+        if parts.is_empty() {
+            return Ok(Round::Complete);
         }
-        let (stored, is_stored) = oneshot::channel();
-        self.send(Step::Chunk { chunk: read.chunk, cursor: next.clone(), stored }).await?;
-        catalog.emit_message(PREFIX, &high).await?;
-        match answer.await.map_err(|_| Failure::HookGone)? {
-            Verdict::HandedOver { rows } => {
-                *unstored = Some(is_stored);
-                // The hook counts what it hands over in the stored cursor; this one goes on from there.
-                Ok(Outcome::Next(Cursor { rows: next.rows + rows, ..next }))
-            }
-            Verdict::Again(why) => {
-                if why == Again::TooManyKeys {
-                    pace.too_large();
+        let readers = self.readers.min(parts.len()).max(1);
+        let parts: Parts = Arc::new(Mutex::new(parts));
+        let mut tasks = JoinSet::new();
+        for _ in 0..readers {
+            tasks.spawn(work(self.shared.clone(), parts.clone(), self.is_load));
+        }
+        let mut round = Round::Complete;
+        let mut failed = None;
+        while let Some(ended) = tasks.join_next().await {
+            match ended {
+                Ok(Ok(Round::Complete)) => {}
+                Ok(Ok(Round::Halted)) => round = Round::Halted,
+                Ok(Ok(Round::Incomplete)) if matches!(round, Round::Complete) => round = Round::Incomplete,
+                Ok(Ok(Round::Incomplete)) => {}
+                Ok(Err(failure)) => {
+                    // The others end after their part's chunk or part: what they have read is kept.
+                    failed.get_or_insert(failure);
+                    parts.lock().unwrap_or_else(PoisonError::into_inner).clear();
                 }
-                Ok(Outcome::Again(Some(why)))
+                Err(_) => failed = Some(Failure::HookGone),
             }
         }
-    }
-
-    async fn send(&self, step: Step) -> Result<(), Failure> {
-        self.steps.send(step).await.map_err(|_| Failure::HookGone)
-    }
-
-    async fn store(&self, record: Record) -> Result<(), Failure> {
-        let (stored, is_stored) = oneshot::channel();
-        self.send(Step::Record { record, stored }).await?;
-        is_stored.await.map_err(|_| Failure::HookGone)
-    }
-}
-
-enum Outcome {
-    /// The chunk is on its way; this is the cursor after it.
-    Next(Cursor),
-    /// It has to be read again.
-    Again(Option<Again>),
-}
-
-async fn describe(
-    catalog: &Catalog,
-    publication: &PublicationFacts,
-    configured: &config::SourceTable,
-) -> Result<Result<(TableFacts, ChunkedTable), Refusal>, Failure> {
-    let facts = catalog.table(&configured.schema, &configured.table).await?;
-    let published = publication.table(&configured.schema, &configured.table);
-    let (Some(facts), Some(published)) = (facts, published) else {
-        return Err(Failure::Table {
-            code: "backfill.table_missing",
-            message: "the table does not exist or the publication does not hold it".to_owned(),
-        });
-    };
-    let table = ChunkedTable::new(&facts, published, configured.partition_by.as_deref())?;
-    Ok(table.map(|table| (facts, table)))
-}
-
-/// The greatest key now; `None` when the table is empty.
-async fn bound(catalog: &Catalog, table: &ChunkedTable) -> Result<Option<KeyTexts>, Failure> {
-    let sql = table.bound();
-    let messages = catalog.client().simple_query(&sql).await.map_err(|e| failure(&e))?;
-    for message in &messages {
-        if let SimpleQueryMessage::Row(row) = message {
-            let texts = (0..row.len()).map(|i| text(row, i)).collect::<Result<Option<Vec<String>>, Failure>>()?;
-            return Ok(texts.map(KeyTexts));
+        match failed {
+            Some(failure) => Err(failure),
+            None => Ok(round),
         }
     }
-    Ok(None)
-}
 
-struct Read {
-    chunk: Chunk,
-    bytes: usize,
-    /// Whether there is nothing behind it.
-    last: bool,
-}
-
-/// Reads a chunk in a transaction of its own.
-async fn read(catalog: &Catalog, table: &ChunkedTable, after: Option<&KeyTexts>, bound: &KeyTexts, limit: u32) -> Result<Read, Unread> {
-    let result = read_rows(catalog, &table.chunk(after, bound, limit), limit).await;
-    if result.is_err() {
-        // A connection that cannot even roll back fails in whatever comes next.
-        let _ = catalog.client().batch_execute("ROLLBACK").await;
-    }
-    result
-}
-
-async fn read_rows(catalog: &Catalog, sql: &str, limit: u32) -> Result<Read, Unread> {
-    let mut messages = pin!(catalog.client().simple_query_raw(sql).await.map_err(|e| unread(&e))?);
-    let (mut snapshot, mut rows, mut bytes, mut count) = (None, Vec::<Row>::new(), 0, 0u32);
-    while let Some(message) = messages.try_next().await.map_err(|e| unread(&e))? {
-        let SimpleQueryMessage::Row(row) = message else { continue };
-        count += 1;
-        if snapshot.is_none() {
-            let printed = text(&row, 0).map_err(Unread::Failed)?.as_deref().and_then(Snapshot::parse);
-            snapshot = Some(printed.ok_or_else(|| {
-                Unread::Failed(Failure::Source(CaptureError::Unavailable("the server printed a snapshot that cannot be read".to_owned())))
-            })?);
+    /// Says that everything is read.
+    async fn finish(&mut self) -> Result<(), Failure> {
+        if self.is_load && !self.announced {
+            let tables = self.shared.stats.progress().tables;
+            let rows = tables.iter().map(|t| t.rows).sum();
+            let tables = tables.iter().filter(|t| t.state == TableState::Done).count() as u32;
+            let record = LoadFinished { job: self.name.clone(), epoch: self.epoch, tables, rows, at_ms: now_ms() };
+            self.shared.store(Record::LoadFinished(record)).await?;
+            self.announced = true;
+            tracing::info!(tables, rows, "initial load is complete");
         }
-        // The rest of a chunk with huge rows is dropped here and read with the next.
-        if bytes <= Pace::BYTES_MAX {
-            let values = (1..row.len()).map(|i| text(&row, i)).collect::<Result<Row, Failure>>().map_err(Unread::Failed)?;
-            bytes += values.iter().flatten().map(String::len).sum::<usize>();
-            rows.push(values);
-        }
-    }
-    let last = count < limit && rows.len() == count as usize;
-    Ok(Read { chunk: Chunk { rows, snapshot }, bytes, last })
-}
-
-fn text(row: &tokio_postgres::SimpleQueryRow, index: usize) -> Result<Option<String>, Failure> {
-    row.try_get(index)
-        .map(|t| t.map(str::to_owned))
-        .map_err(|_| Failure::Table { code: "backfill.not_utf8", message: "a value is no valid UTF-8".to_owned() })
-}
-
-fn unread(error: &tokio_postgres::Error) -> Unread {
-    match error.code() {
-        Some(code) if [SqlState::QUERY_CANCELED, SqlState::LOCK_NOT_AVAILABLE].contains(code) => Unread::TooSlow,
-        _ => Unread::Failed(failure(error)),
+        self.shared.stats.finish();
+        Ok(())
     }
 }
 
-/// What an error of the server means. Its text may quote a key, so only its code is kept.
-fn failure(error: &tokio_postgres::Error) -> Failure {
-    let Some(code) = error.code() else {
-        return Failure::Source(CaptureError::Unavailable("the connection for reading was lost".to_owned()));
-    };
-    let (code, message) = match code.code() {
-        // Connection, resources, shutdown, serialization: comes right by itself.
-        c if ["08", "53", "57", "40", "58"].iter().any(|class| c.starts_with(class)) => {
-            return Failure::Source(CaptureError::Unavailable(format!("the server answered with SQLSTATE {c}")));
+/// One reader's life: part after part until there is none.
+async fn work(shared: Arc<Shared>, parts: Parts, is_load: bool) -> Result<Round, Failure> {
+    let mut reader = Reader::open(shared.clone()).await?;
+    let mut round = Round::Complete;
+    loop {
+        let next = parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let Some(part) = next else { return Ok(round) };
+        let name = part.cursor.table.clone();
+        match reader.part(part).await {
+            Ok(Ended::Done) => shared.stats.part_done(&name),
+            Ok(Ended::Halted) => return Ok(Round::Halted),
+            Ok(Ended::Refused(refusal)) if is_load => {
+                tracing::warn!(code = refusal.code, table = name, "initial load passes a table over: {}", refusal.message);
+                shared.stats.refused(&name, refusal);
+            }
+            Ok(Ended::Refused(refusal)) => {
+                return Err(Failure::Table { code: refusal.code, message: format!("{name}: {}", refusal.message) });
+            }
+            Err(Failure::Table { code, message }) if is_load => {
+                tracing::warn!(code, table = name, message, "initial load of a table fails; it will be tried again");
+                shared.stats.failing(&name, code, &message);
+                round = Round::Incomplete;
+            }
+            Err(Failure::Table { code, message }) => return Err(Failure::Table { code, message: format!("{name}: {message}") }),
+            Err(failure) => return Err(failure),
         }
-        "42501" => (
-            "backfill.no_permission",
-            "the reading role lacks SELECT on it, or a row security policy would hide rows (SQLSTATE 42501); \
-             grant SELECT on the published columns"
-                .to_owned(),
-        ),
-        c => ("backfill.query_failed", format!("the server refused to read it (SQLSTATE {c})")),
-    };
-    Failure::Table { code, message }
+    }
 }

@@ -7,11 +7,14 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub(super) struct Pace {
     rows: u32,
+    time: Duration,
 }
 
 impl Pace {
     /// Time that a chunk's read should take.
     const TIME: Duration = Duration::from_millis(500);
+    /// The same while the source has other things to do: short enough that nobody notices one.
+    const TRICKLE: Duration = Duration::from_millis(20);
     /// Bytes that a chunk should have. Two chunks are in memory at most.
     const BYTES: usize = 4 << 20;
     /// Bytes after which reading a chunk ends early, whatever its row count: bounds memory when rows turn out large.
@@ -23,7 +26,7 @@ impl Pace {
 
     /// The pace of a table's first chunk.
     pub(super) fn new() -> Self {
-        Pace { rows: Self::FIRST }
+        Pace { rows: Self::FIRST, time: Self::TIME }
     }
 
     /// Rows to ask for.
@@ -31,12 +34,26 @@ impl Pace {
         self.rows
     }
 
+    /// The source has time.
+    pub(super) fn at_full_speed(&mut self) {
+        self.time = Self::TIME;
+    }
+
+    /// The source has none: the next chunk is a small one.
+    pub(super) fn trickle(&mut self) {
+        if self.time != Self::TRICKLE {
+            let share = Self::TRICKLE.as_secs_f64() / Self::TIME.as_secs_f64();
+            self.rows = ((f64::from(self.rows) * share) as u32).max(1);
+            self.time = Self::TRICKLE;
+        }
+    }
+
     /// Learns from a chunk that was read.
     pub(super) fn read(&mut self, rows: usize, bytes: usize, took: Duration) {
         if rows == 0 {
             return;
         }
-        let by_time = Self::TIME.as_secs_f64() / took.as_secs_f64().max(1e-6);
+        let by_time = self.time.as_secs_f64() / took.as_secs_f64().max(1e-6);
         let by_bytes = Self::BYTES as f64 / bytes.max(1) as f64;
         let factor = by_time.min(by_bytes);
         // What was read, not what was asked for: the last chunk of a table is short.

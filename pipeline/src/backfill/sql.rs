@@ -1,8 +1,8 @@
 //! The statements of a backfill, and the table they read. Pure text.
 //!
-//! Values come and go as text through the simple query protocol, because the server prints its results there with each
-//! type's own output function: the very function whose text the replication stream carries. A cast to text is another
-//! function for some types (`boolean`, `character(n)`, `inet`).
+//! Values come and go as text: `COPY … TO STDOUT` prints each with its type's own output function, the very function
+//! whose text the replication stream carries. A cast to text is another function for some types (`boolean`,
+//! `character(n)`, `inet`). Keys are compared by the server's own row comparison, so any ordered type will do.
 
 use std::sync::Arc;
 
@@ -14,32 +14,44 @@ use crate::capture::catalog::{PublishedTable, TableFacts};
 use crate::control::KeyTexts;
 
 /// Why a table is not read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     /// Stable code.
     pub(super) code: &'static str,
     /// What is missing and what helps.
-    pub(super) message: &'static str,
+    pub(super) message: String,
 }
 
-const NO_KEY: Refusal = Refusal {
-    code: "backfill.no_key",
-    message: "it has no primary key (and no index as replica identity), so it cannot be read in chunks; only its changes are captured",
-};
-const NOT_A_TABLE: Refusal = Refusal { code: "backfill.not_a_table", message: "foreign tables and views are not read" };
+/// What of a table a job reads.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Choice {
+    /// Beside the key; empty means all.
+    pub(super) columns: Vec<String>,
+    /// Conditions that a row has to meet, as SQL.
+    pub(super) conditions: Vec<String>,
+}
 
 /// A table as it is read in chunks.
 #[derive(Clone, Debug)]
 pub(super) struct ChunkedTable {
     /// OID as the stream names it.
     pub(super) oid: u32,
+    /// OID of the table itself.
+    pub(super) relation: u32,
     /// The columns as published.
     pub(super) schema: Arc<TableSchema>,
     /// Positions of the key columns in `schema`, in the key's order.
-    pub(super) key: Vec<usize>,
+    pub(super) key: Arc<[usize]>,
     key_types: Vec<String>,
-    from: String,
-    filter: Option<String>,
+    /// Positions of the columns that are not read, in order.
+    pub(super) omitted: Vec<usize>,
+    /// Whether it has partitions of its own.
+    pub(super) is_partitioned: bool,
+    /// Rows, by the server's estimate; negative when it has none.
+    pub(super) rows_estimate: f64,
+    /// The whole table in a FROM clause.
+    pub(super) from: String,
+    conditions: Vec<String>,
 }
 
 impl ChunkedTable {
@@ -51,33 +63,44 @@ impl ChunkedTable {
         facts: &TableFacts,
         published: &PublishedTable,
         partition_by: Option<&[String]>,
+        choice: &Choice,
     ) -> Result<Result<ChunkedTable, Refusal>, CaptureError> {
         let schema = facts.schema(published, partition_by)?;
         if !matches!(facts.kind, 'r' | 'p') {
-            return Ok(Err(NOT_A_TABLE));
+            return Ok(Err(Refusal { code: "backfill.not_a_table", message: "foreign tables and views are not read".to_owned() }));
         }
         // The order of the index, so that the server walks it instead of sorting.
         let names = match facts.identity {
             Identity::Default | Identity::Index => &facts.identity_columns,
             Identity::Full | Identity::Nothing => &facts.primary_key,
         };
-        let key: Option<Vec<usize>> = names.iter().map(|n| schema.columns.iter().position(|c| c.name == *n)).collect();
-        let Some(key) = key.filter(|k| !k.is_empty()) else { return Ok(Err(NO_KEY)) };
+        let key: Option<Arc<[usize]>> = names.iter().map(|n| schema.columns.iter().position(|c| c.name == *n)).collect();
+        let Some(key) = key.filter(|k| !k.is_empty()) else { return Ok(Err(no_key(facts.identity))) };
         let type_of = |name: &String| facts.columns.iter().find(|c| c.name == *name).map(|c| c.type_name.clone());
-        let Some(key_types) = names.iter().map(type_of).collect() else { return Ok(Err(NO_KEY)) };
+        let Some(key_types) = names.iter().map(type_of).collect() else { return Ok(Err(no_key(facts.identity))) };
         // A plain table's children are tables of their own; a partitioned table is its partitions.
         let only = if facts.kind == 'p' { "" } else { "ONLY " };
         let from = format!("{only}{}.{}", quoted(&facts.schema), quoted(&facts.table));
-        let filter = published.row_filter.clone();
-        Ok(Ok(ChunkedTable { oid: published.oid, schema: Arc::new(schema), key, key_types, from, filter }))
+        let omits = |(at, column): (usize, &tillstream_schemas::table::Column)| {
+            (!choice.columns.is_empty() && !choice.columns.contains(&column.name) && !key.contains(&at) && !column.in_key).then_some(at)
+        };
+        let omitted = schema.columns.iter().enumerate().filter_map(omits).filter(|at| !schema.partition_by.contains(at)).collect();
+        Ok(Ok(ChunkedTable {
+            oid: published.oid,
+            relation: facts.oid,
+            schema: Arc::new(schema),
+            key,
+            key_types,
+            omitted,
+            is_partitioned: facts.kind == 'p',
+            rows_estimate: facts.rows_estimate,
+            from,
+            conditions: published.row_filter.iter().chain(&choice.conditions).cloned().collect(),
+        }))
     }
 
-    /// `schema.table`, as it stands in event ids and cursors.
-    pub(super) fn name(&self) -> String {
-        format!("{}.{}", self.schema.schema, self.schema.table)
-    }
-
-    fn key_list(&self, order: &str) -> String {
+    /// The key's columns, quoted.
+    pub(super) fn key_list(&self, order: &str) -> String {
         let names: Vec<String> = self.key.iter().map(|i| format!("{}{order}", quoted(&self.schema.columns[*i].name))).collect();
         names.join(", ")
     }
@@ -87,43 +110,136 @@ impl ChunkedTable {
         format!("ROW({})", values.collect::<Vec<_>>().join(", "))
     }
 
-    /// The statement whose row is the greatest key.
-    pub(super) fn bound(&self) -> String {
-        let filter = self.filter.as_ref().map_or_else(String::new, |f| format!(" WHERE ({f})"));
-        format!("SELECT {} FROM {}{filter} ORDER BY {} LIMIT 1", self.key_list(""), self.from, self.key_list(" DESC"))
+    /// The table's own conditions and more, as a WHERE clause.
+    fn filtered(&self, more: impl IntoIterator<Item = String>) -> String {
+        let all: Vec<String> = more.into_iter().chain(self.conditions.iter().map(|c| format!("({c})"))).collect();
+        if all.is_empty() { String::new() } else { format!(" WHERE {}", all.join(" AND ")) }
     }
 
-    /// The transaction that reads the rows after one key and up to another. Its one result with columns has the
-    /// snapshot first.
-    ///
-    /// Two statements: the first takes the table's lock and no rows, so that no rewrite can commit between the second
-    /// one's snapshot and its reading; such a rewrite would make the table look empty to that snapshot. `LOCK TABLE`
-    /// would do as well, but wants SELECT on the whole table, where a reading role has it on the published columns.
-    /// With READ COMMITTED each statement has its own snapshot, and the second prints its own beside the rows.
-    pub(super) fn chunk(&self, after: Option<&KeyTexts>, bound: &KeyTexts, rows: u32) -> String {
-        let columns: Vec<String> = self.schema.columns.iter().map(|c| quoted(&c.name)).collect();
-        let key = format!("ROW({})", self.key_list(""));
-        let mut conditions = vec![format!("{key} <= {}", self.key_row(bound))];
-        if let Some(after) = after {
-            conditions.push(format!("{key} > {}", self.key_row(after)));
-        }
-        if let Some(filter) = &self.filter {
-            conditions.push(format!("({filter})"));
-        }
+    /// The statement whose row is the greatest key of a part. The scope is left out: the bound only has to be fixed.
+    pub(super) fn bound(&self, part: &Source) -> String {
+        let condition = part.condition.iter().map(|c| format!(" WHERE ({c})")).collect::<String>();
+        format!("SELECT {} FROM {}{condition} ORDER BY {} LIMIT 1", self.key_list(""), part.from, self.key_list(" DESC"))
+    }
+
+    /// The statement whose rows are keys that split a part into so many ranges of about the same size.
+    pub(super) fn splits(&self, part: &Source, ranges: u16, percent: f64) -> String {
+        let key = self.key_list("");
+        let condition = part.condition.iter().map(|c| format!(" WHERE ({c})")).collect::<String>();
+        let numbers: Vec<String> = (1..ranges).map(|n| format!("c * {n} / {ranges}")).collect();
         format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT FROM {from} LIMIT 0; \
-             SELECT (SELECT pg_current_snapshot()::text), {} FROM {from} WHERE {} ORDER BY {} LIMIT {rows}; COMMIT",
-            columns.join(", "),
-            conditions.join(" AND "),
-            self.key_list(""),
-            from = self.from,
+            "SELECT {key} FROM (SELECT {key}, row_number() OVER (ORDER BY {key}) r, count(*) OVER () c \
+             FROM {} TABLESAMPLE SYSTEM ({percent}){condition}) s WHERE r IN ({}) ORDER BY {key}",
+            part.from,
+            numbers.join(", ")
         )
     }
 
-    /// The key of a row that was read; `None` when it holds a NULL, which no key can.
-    pub(super) fn key_of(&self, row: &[Option<String>]) -> Option<KeyTexts> {
-        self.key.iter().map(|i| row.get(*i).cloned().flatten()).collect::<Option<Vec<String>>>().map(KeyTexts)
+    /// What opens a chunk's transaction: it takes the table's lock and no rows, so that no rewrite can commit between the
+    /// reading statement's snapshot and its reading; such a rewrite would make the table look empty to that snapshot.
+    /// `LOCK TABLE` would do as well, but wants SELECT on the whole table, where a reading role has it on the published
+    /// columns. With READ COMMITTED each statement has its own snapshot, and the reading one prints its own.
+    pub(super) fn begin(part: &Source) -> String {
+        format!("BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT FROM {} LIMIT 0", part.from)
     }
+
+    /// The query that reads the rows after one key and up to another: its snapshot first, then the columns.
+    pub(super) fn chunk(&self, part: &Source, after: Option<&KeyTexts>, bound: &KeyTexts, rows: u32) -> String {
+        let columns: Vec<String> = (0..self.schema.columns.len()).map(|at| self.column(at, "")).collect();
+        let key = format!("ROW({})", self.key_list(""));
+        let range = [
+            Some(format!("{key} <= {}", self.key_row(bound))),
+            after.map(|after| format!("{key} > {}", self.key_row(after))),
+            part.condition.as_ref().map(|c| format!("({c})")),
+        ];
+        format!(
+            "SELECT (SELECT pg_current_snapshot()::text), {} FROM {}{} ORDER BY {} LIMIT {rows}",
+            columns.join(", "),
+            part.from,
+            self.filtered(range.into_iter().flatten()),
+            self.key_list(""),
+        )
+    }
+
+    /// The query that reads rows by their keys: its snapshot, whether the row is there, then the columns; of a row that
+    /// is not there its key alone.
+    pub(super) fn keyed(&self, keys: &[KeyTexts]) -> String {
+        let names: Vec<String> = (0..self.key.len()).map(|n| format!("k{n}")).collect();
+        let row = |key: &KeyTexts| {
+            let values = key.0.iter().zip(&self.key_types).map(|(text, of)| format!("{}::{of}", literal(text)));
+            format!("({})", values.collect::<Vec<_>>().join(", "))
+        };
+        let columns: Vec<String> = (0..self.schema.columns.len())
+            .map(|at| match self.key.iter().position(|k| *k == at) {
+                Some(n) => format!("k.k{n}"),
+                None => self.column(at, "t."),
+            })
+            .collect();
+        let same = self.key.iter().enumerate().map(|(n, at)| format!("t.{} = k.k{n}", quoted(&self.schema.columns[*at].name)));
+        let conditions = self.conditions.iter().map(|c| format!(" AND ({c})")).collect::<String>();
+        // The table's own columns have to be found by a row filter that does not qualify them, hence the sub-select.
+        format!(
+            "SELECT (SELECT pg_current_snapshot()::text), (t.tillstream_there IS NOT NULL), {} FROM (VALUES {}) AS k({}) \
+             LEFT JOIN LATERAL (SELECT *, 1 AS tillstream_there FROM (SELECT {} FROM {} WHERE true{conditions}) t WHERE {}) t ON true",
+            columns.join(", "),
+            keys.iter().map(row).collect::<Vec<_>>().join(", "),
+            names.join(", "),
+            self.schema.columns.iter().map(|c| quoted(&c.name)).collect::<Vec<_>>().join(", "),
+            self.from,
+            same.collect::<Vec<_>>().join(" AND "),
+        )
+    }
+
+    /// A column in a SELECT list; one that is not read is NULL.
+    fn column(&self, at: usize, of: &str) -> String {
+        if self.omitted.binary_search(&at).is_ok() {
+            return "NULL".to_owned();
+        }
+        format!("{of}{}", quoted(&self.schema.columns[at].name))
+    }
+
+    /// The query whose plan tells how the job's rows would be found.
+    pub(super) fn scoped(&self) -> String {
+        format!("SELECT 1 FROM {}{}", self.from, self.filtered([]))
+    }
+
+    /// The key of a row that was read; `None` when it holds a NULL, which no key can.
+    pub(super) fn key_of(&self, rows: &crate::capture::read_rows::ReadRows, row: usize) -> Option<KeyTexts> {
+        self.key.iter().map(|i| rows.get(row, *i).map(str::to_owned)).collect::<Option<Vec<String>>>().map(KeyTexts)
+    }
+
+    /// The whole table as one part.
+    pub(super) fn whole(&self) -> Source {
+        Source { name: String::new(), from: self.from.clone(), condition: None, rows_estimate: self.rows_estimate }
+    }
+}
+
+fn no_key(identity: Identity) -> Refusal {
+    let message = match identity {
+        Identity::Full => {
+            "it has no primary key; its replica identity FULL names a row by all its values, of which two rows may have the same: a row \
+             read twice could not be told from two rows. Add a primary key, or a unique index over NOT NULL columns as replica identity; \
+             until then only its changes are captured"
+        }
+        Identity::Default | Identity::Index | Identity::Nothing => {
+            "it has no primary key (and no index as replica identity), so it cannot be read in chunks, and its updates and deletes could \
+             not be matched with what was read. Add a primary key; until then only its inserts are captured"
+        }
+    };
+    Refusal { code: "backfill.no_key", message: message.to_owned() }
+}
+
+/// Where the rows of a part come from: the table itself or one of its partitions.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Source {
+    /// Names the part in cursors; empty for the whole table.
+    pub(super) name: String,
+    /// In a FROM clause.
+    pub(super) from: String,
+    /// What tells the part's rows from the table's others, where `from` does not.
+    pub(super) condition: Option<String>,
+    /// Rows, by the server's estimate; negative when it has none.
+    pub(super) rows_estimate: f64,
 }
 
 /// A name as SQL takes it, always quoted.
@@ -179,34 +295,35 @@ mod tests {
     }
 
     fn table(facts: &TableFacts, filter: Option<&str>) -> Result<ChunkedTable, Refusal> {
-        ChunkedTable::new(facts, &published(filter), None).expect("fits")
+        ChunkedTable::new(facts, &published(filter), None, &Choice::default()).expect("fits")
     }
 
     #[test]
     fn statements_compare_keys_as_the_server_does() {
         let table = table(&facts(Identity::Default, &["id", "day"], &["id", "day"]), Some("(note <> 'x')")).expect("has a key");
         let key = |id: &str| KeyTexts(vec![id.to_owned(), "2026-11-22".to_owned()]);
+        let whole = table.whole();
         assert_eq!(
-            table.chunk(Some(&key("a'\\b")), &key("zz "), 10),
-            "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SELECT FROM ONLY \"public\".\"Order \"\"Item\"\"\" LIMIT 0; \
-             SELECT (SELECT pg_current_snapshot()::text), \"note\", \"day\", \"id\" FROM ONLY \"public\".\"Order \"\"Item\"\"\" \
+            table.chunk(&whole, Some(&key("a'\\b")), &key("zz "), 10),
+            "SELECT (SELECT pg_current_snapshot()::text), \"note\", \"day\", \"id\" FROM ONLY \"public\".\"Order \"\"Item\"\"\" \
              WHERE ROW(\"id\", \"day\") <= ROW('zz '::character(3), '2026-11-22'::date) \
              AND ROW(\"id\", \"day\") > ROW('a''\\b'::character(3), '2026-11-22'::date) \
-             AND ((note <> 'x')) ORDER BY \"id\", \"day\" LIMIT 10; COMMIT"
+             AND ((note <> 'x')) ORDER BY \"id\", \"day\" LIMIT 10"
         );
         assert_eq!(
-            table.bound(),
-            "SELECT \"id\", \"day\" FROM ONLY \"public\".\"Order \"\"Item\"\"\" WHERE ((note <> 'x')) ORDER BY \"id\" DESC, \"day\" DESC LIMIT 1"
+            table.bound(&whole),
+            "SELECT \"id\", \"day\" FROM ONLY \"public\".\"Order \"\"Item\"\"\" ORDER BY \"id\" DESC, \"day\" DESC LIMIT 1"
         );
-        let row = [Some("n".to_owned()), Some("2026-11-22".to_owned()), Some("a  ".to_owned())];
-        assert_eq!(table.key_of(&row), Some(KeyTexts(vec!["a  ".to_owned(), "2026-11-22".to_owned()])));
+        let mut rows = crate::capture::read_rows::ReadRows::new(3);
+        rows.push([Some("n"), Some("2026-11-22"), Some("a  ")]);
+        assert_eq!(table.key_of(&rows, 0), Some(KeyTexts(vec!["a  ".to_owned(), "2026-11-22".to_owned()])));
         assert_eq!(table.oid, 9, "the OID by which it is published");
     }
 
     #[test]
     fn the_key_is_what_old_rows_carry() {
-        assert_eq!(table(&facts(Identity::Full, &["id"], &[]), None).expect("has a key").key, [2]);
-        assert_eq!(table(&facts(Identity::Index, &["id"], &["day"]), None).expect("has a key").key, [1]);
+        assert_eq!(table(&facts(Identity::Full, &["id"], &[]), None).expect("has a key").key[..], [2]);
+        assert_eq!(table(&facts(Identity::Index, &["id"], &["day"]), None).expect("has a key").key[..], [1]);
         assert_eq!(table(&facts(Identity::Full, &[], &[]), None).expect_err("keyless").code, "backfill.no_key");
         assert_eq!(table(&facts(Identity::Default, &[], &[]), None).expect_err("keyless").code, "backfill.no_key");
     }

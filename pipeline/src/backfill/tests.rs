@@ -11,12 +11,12 @@ use tillstream_schemas::table::Identity;
 use tillstream_schemas::{EventId, Lsn, Position, TableSchema};
 use tokio::sync::{mpsc, oneshot};
 
-use super::hook::{PREFIX, ReadHook, STEPS_MAX, Step, Verdict};
-use super::stats::Stats;
-use super::window::{Again, Chunk, Closed, Opening, Row, Window};
+use super::hook::{PREFIX, ReadHook, STEPS_MAX, Step, Taken, Verdict};
+use super::window::{Again, Chunk, Closed, Marks, Next, Opening, Windows, as_of, as_of_passed};
 use crate::capture::catalog::Snapshot;
 use crate::capture::hook::{Hook, Write};
 use crate::capture::pgoutput::{Message, parse};
+use crate::capture::read_rows::ReadRows;
 use crate::capture::relations::{ColumnSpec, TableOptions, table_schema};
 use crate::control::{Cursor, KeyTexts, Record};
 
@@ -75,7 +75,7 @@ fn change_bytes(old: Option<&[Value<'_>]>, new: Option<&[Value<'_>]>) -> Vec<u8>
     bytes
 }
 
-fn feed(window: &mut Window, table: &TableSchema, old: Option<&[Value<'_>]>, new: Option<&[Value<'_>]>) {
+fn feed(window: &mut Windows, table: &TableSchema, old: Option<&[Value<'_>]>, new: Option<&[Value<'_>]>) {
     let bytes = change_bytes(old, new);
     match parse(&bytes).expect("a message") {
         Message::Insert { new, .. } => window.change(OID, table, None, Some(&new)),
@@ -294,11 +294,11 @@ impl Target {
 
 /// The stream's reader: the window, and what it writes.
 struct Stream<'a> {
-    window: Window,
+    window: Windows,
     table: &'a TableSchema,
     read: usize,
     target: Target,
-    closed: Option<Closed>,
+    closed: Option<(Closed, Position)>,
 }
 
 impl Stream<'_> {
@@ -313,14 +313,8 @@ impl Stream<'_> {
         self.window.begin(*xid);
         match entry {
             Wal::Mark(content) => {
-                if let Some(closed) = self.window.watermark(content.as_bytes(), at(0)) {
-                    if let Closed::Survivors { rows, as_of, .. } = &closed {
-                        for (_, row) in rows {
-                            let number = |i: usize| row[i].as_ref().expect("not null").parse::<u64>().expect("a number");
-                            self.target.put(number(0) as u32, *as_of, Some((number(1), Some(number(2)))));
-                        }
-                    }
-                    self.closed = Some(closed);
+                if let Some((_, closed)) = self.window.watermark(content.as_bytes()) {
+                    self.closed = Some((closed, at(0)));
                 }
             }
             Wal::Tx(tx) => {
@@ -384,14 +378,15 @@ fn simulate(seed: u64, check_visibility: bool) -> (bool, u32, u32) {
             server.visible.insert(key, (u64::from(key), u64::from(key)));
         }
     }
-    let mut stream = Stream { window: Window::default(), table: &table, read: 0, target: Target::default(), closed: None };
+    let mut stream = Stream { window: Windows::default(), table: &table, read: 0, target: Target::default(), closed: None };
     let (mut after, mut gaps, mut left_out, mut done) = (None::<u32>, 0, 0, false);
     let mut round = 0;
     while !done {
         round += 1;
         let (low, high) = (format!("{round}/low"), format!("{round}/high"));
         server.stir();
-        stream.window.open(Opening { oid: OID, table: table.clone(), low: low.clone(), high: high.clone() });
+        let marks = Marks::Messages { low: low.clone(), high: high.clone() };
+        stream.window.open(round, Opening { oid: OID, table: table.clone(), marks });
         server.mark(&low);
         server.stir();
         // The lock waits until a TRUNCATE is over.
@@ -403,10 +398,16 @@ fn simulate(seed: u64, check_visibility: bool) -> (bool, u32, u32) {
         let read: Vec<(u32, Values)> =
             server.visible.iter().filter(|(k, _)| after.is_none_or(|a| **k > a)).take(limit).map(|(k, v)| (*k, *v)).collect();
         let snapshot = server.snapshot();
-        let rows = read.iter().map(|(k, (v, note))| [u64::from(*k), *v, *note].map(|n| Some(n.to_string())).into()).collect();
+        let mut rows = ReadRows::new(3);
+        for (k, (v, note)) in &read {
+            let texts = [u64::from(*k), *v, *note].map(|n| n.to_string());
+            rows.push(texts.iter().map(|t| Some(t.as_str())));
+        }
         server.stir();
         let snapshot = (!read.is_empty()).then_some(snapshot);
-        stream.window.chunk(Chunk { rows, snapshot });
+        let gone_from = read.len();
+        let key = Some(Arc::from([0].as_slice()));
+        stream.window.chunk(round, Chunk { rows: Arc::new(rows), gone_from, snapshot, key, high: Lsn(0) });
         server.mark(&high);
         server.stir();
         while stream.closed.is_none() {
@@ -418,17 +419,34 @@ fn simulate(seed: u64, check_visibility: bool) -> (bool, u32, u32) {
             }
         }
         match stream.closed.take().expect("the high watermark came") {
-            Closed::Survivors { .. } => {
-                done = read.len() < limit;
-                after = read.last().map(|(k, _)| *k).or(after);
-            }
-            Closed::Again(Again::NotVisible) => {
+            (Closed::Ready, at) => loop {
+                // Live changes go first: any number of them before each row.
+                server.stir();
+                while server.rng.random_ratio(1, 2) && stream.deliver(&server) {}
+                match stream.window.next(round) {
+                    Next::Row { row, .. } => {
+                        let (key, (value, note)) = read[row];
+                        stream.target.put(key, as_of(at), Some((value, Some(note))));
+                    }
+                    Next::Done { .. } => {
+                        done = read.len() < limit;
+                        after = read.last().map(|(k, _)| *k).or(after);
+                        break;
+                    }
+                    Next::Cut { why: Again::Incomplete, after: cut, .. } => {
+                        left_out += 1;
+                        after = cut.map(|k| k.0[0].parse().expect("a number")).or(after);
+                        break;
+                    }
+                    Next::Cut { why, .. } => panic!("seed {seed}: {why:?}"),
+                }
+            },
+            (Closed::Again(Again::NotVisible), _) => {
                 gaps += 1;
                 // What holds the commit back gives way in the end.
                 server.appear();
             }
-            Closed::Again(Again::Incomplete) => left_out += 1,
-            Closed::Again(why) => panic!("seed {seed}: {why:?}"),
+            (Closed::Again(why), _) => panic!("seed {seed}: {why:?}"),
         }
     }
     server.settle();
@@ -466,29 +484,71 @@ fn before_changer() -> Snapshot {
     Snapshot { xmin: 7, xmax: 10, in_progress: vec![7] }
 }
 
-fn opened(table: &Arc<TableSchema>) -> Window {
-    let mut window = Window::default();
-    window.open(Opening { oid: OID, table: table.clone(), low: "low".to_owned(), high: "high".to_owned() });
-    assert_eq!(window.watermark(b"low", Position::new(1, Lsn(5), 0)), None);
+fn opening(table: &Arc<TableSchema>) -> Opening {
+    let marks = Marks::Messages { low: "low".to_owned(), high: "high".to_owned() };
+    Opening { oid: OID, table: table.clone(), marks }
+}
+
+/// A window whose low watermark came by, inside the changer's transaction. What came before is visible.
+fn opened(table: &Arc<TableSchema>) -> Windows {
+    let mut window = Windows::default();
+    window.open(1, opening(table));
+    window.begin(1);
+    assert_eq!(window.watermark(b"low"), None);
+    window.commit();
     window.begin(CHANGER);
     window
 }
 
-fn chunk(keys: &[&str]) -> Chunk {
-    let rows = keys.iter().map(|k| vec![Some((*k).to_owned()), None]).collect::<Vec<Row>>();
-    Chunk { rows, snapshot: Some(before_changer()) }
+/// Rows with a key column and, behind it, a column that is NULL.
+fn rows(keys: &[&[&str]]) -> Arc<ReadRows> {
+    let mut rows = ReadRows::new(keys.first().map_or(2, |k| k.len().max(2)));
+    for key in keys {
+        rows.push((0..key.len().max(2)).map(|at| key.get(at).copied()));
+    }
+    Arc::new(rows)
 }
 
-fn close(mut window: Window, keys: &[&str]) -> Result<Vec<String>, Again> {
-    window.chunk(chunk(keys));
-    match window.watermark(b"high", Position::new(1, Lsn(9), 3)).expect("closes") {
-        Closed::Survivors { rows, as_of, evicted } => {
-            assert_eq!(as_of, Position::new(1, Lsn(9), 0), "any later event outranks a read row");
-            assert_eq!(rows.len() + evicted, keys.len());
-            Ok(rows.into_iter().map(|(_, row)| row[0].clone().expect("a key")).collect())
-        }
-        Closed::Again(why) => Err(why),
+fn chunk_with(keys: &[&[&str]], snapshot: Option<Snapshot>) -> Chunk {
+    Chunk { rows: rows(keys), gone_from: keys.len(), snapshot, key: Some(Arc::from([0].as_slice())), high: Lsn(0) }
+}
+
+fn chunk(keys: &[&str]) -> Chunk {
+    chunk_with(&keys.iter().map(std::slice::from_ref).collect::<Vec<_>>(), Some(before_changer()))
+}
+
+/// What is left of a chunk once its high watermark came by; the rows that were written before a cut count.
+fn written(window: &mut Windows, keys: &[&[&str]]) -> Result<Vec<usize>, Again> {
+    match window.watermark(b"high").expect("closes") {
+        (1, Closed::Ready) => {}
+        (_, Closed::Again(why)) => return Err(why),
+        other => panic!("{other:?}"),
     }
+    let mut written = Vec::new();
+    loop {
+        match window.next(1) {
+            Next::Row { row, gone: false } => written.push(row),
+            Next::Row { .. } => panic!("nothing is gone"),
+            Next::Done { evicted } => {
+                assert_eq!(written.len() as u64 + evicted, keys.len() as u64);
+                return Ok(written);
+            }
+            Next::Cut { why, .. } => return Err(why),
+        }
+    }
+}
+
+fn close(mut window: Windows, keys: &[&str]) -> Result<Vec<String>, Again> {
+    window.chunk(1, chunk(keys));
+    let slices: Vec<&[&str]> = keys.iter().map(std::slice::from_ref).collect();
+    Ok(written(&mut window, &slices)?.into_iter().map(|row| keys[row].to_owned()).collect())
+}
+
+#[test]
+fn rows_are_versioned_below_any_later_event() {
+    assert_eq!(as_of(Position::new(1, Lsn(9), 3)), Position::new(1, Lsn(9), 0));
+    // The next commit stands at 9 or later, and every event so far below it.
+    assert_eq!(as_of_passed(1, Lsn(9)), Position::new(1, Lsn(8), 0));
 }
 
 #[test]
@@ -514,10 +574,47 @@ fn a_row_that_has_the_change_stays_and_one_that_lost_a_value_is_read_again() {
     assert_eq!(close(touched(), &["a", "b"]), Err(Again::Incomplete));
     assert_eq!(close(touched(), &["b"]), Ok(vec!["b".to_owned()]), "another row's value is none of this chunk's");
     let mut window = touched();
-    let rows = vec![vec![Some("a".to_owned()), None]];
-    window.chunk(Chunk { rows, snapshot: Some(Snapshot { xmin: 8, xmax: 8, in_progress: vec![] }) });
-    let Some(Closed::Survivors { rows, .. }) = window.watermark(b"high", Position::new(1, Lsn(9), 0)) else { panic!("closes") };
-    assert_eq!(rows.len(), 1, "the chunk saw the change");
+    window.chunk(1, chunk_with(&[&["a"]], Some(Snapshot { xmin: 8, xmax: 8, in_progress: vec![] })));
+    assert_eq!(written(&mut window, &[&["a"]]), Ok(vec![0]), "the chunk saw the change");
+}
+
+#[test]
+fn a_change_that_comes_before_the_row_is_written_evicts_it() {
+    let table = schema();
+    let mut window = opened(&table);
+    window.commit();
+    window.chunk(1, chunk(&["a", "b", "c", "d"]));
+    assert_eq!(window.watermark(b"high"), Some((1, Closed::Ready)));
+    assert_eq!(window.next(1), Next::Row { row: 0, gone: false });
+    window.begin(20);
+    feed(&mut window, &table, None, Some(&[Some("b"), Some("1")]));
+    window.commit();
+    assert_eq!(window.next(1), Next::Row { row: 2, gone: false });
+    // One that leaves a value out cuts the chunk behind what was dealt with.
+    window.begin(21);
+    feed(&mut window, &table, None, Some(&[Some("d"), None]));
+    window.commit();
+    let after = Some(KeyTexts(vec!["c".to_owned()]));
+    assert_eq!(window.next(1), Next::Cut { why: Again::Incomplete, after, evicted: 1 });
+    assert!(!window.any_open());
+}
+
+#[test]
+fn a_window_by_positions_closes_once_the_stream_has_passed() {
+    let table = schema();
+    let mut window = Windows::default();
+    window.begin(30);
+    // What is open when the window opens was not looked into: it has to be visible.
+    window.open(1, Opening { marks: Marks::Positions { horizon: Some(5) }, ..opening(&table) });
+    window.change(OID, &table, None, None);
+    window.commit();
+    let with = |upto: &str| Chunk { high: Lsn(100), ..chunk_with(&[&["a"]], Snapshot::parse(upto)) };
+    window.chunk(1, with("6:31:30"));
+    assert_eq!(window.passed(Lsn(99)), None);
+    assert_eq!(window.passed(Lsn(100)), Some((1, Closed::Again(Again::NotVisible))));
+    window.open(2, Opening { marks: Marks::Positions { horizon: Some(5) }, ..opening(&table) });
+    window.chunk(2, with("31:31:"));
+    assert_eq!(window.passed(Lsn(100)), Some((2, Closed::Ready)));
 }
 
 #[test]
@@ -552,10 +649,9 @@ fn keys_of_several_columns_do_not_run_together() {
     let table = schema_of(&[("a", true), ("b", true)]);
     let mut window = opened(&table);
     feed(&mut window, &table, None, Some(&[Some("x"), Some("yz")]));
-    let rows = vec![vec![Some("xy".to_owned()), Some("z".to_owned())], vec![Some("x".to_owned()), Some("yz".to_owned())]];
-    window.chunk(Chunk { rows, snapshot: Some(before_changer()) });
-    let Some(Closed::Survivors { rows, .. }) = window.watermark(b"high", Position::new(1, Lsn(9), 0)) else { panic!("closes") };
-    assert_eq!(rows.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0]);
+    let keys: [&[&str]; 2] = [&["xy", "z"], &["x", "yz"]];
+    window.chunk(1, chunk_with(&keys, Some(before_changer())));
+    assert_eq!(written(&mut window, &keys), Ok(vec![0]));
 }
 
 #[test]
@@ -568,34 +664,57 @@ fn too_many_keys_and_transactions_are_bounded() {
     assert_eq!(close(window, &["a"]), Err(Again::TooManyKeys));
 
     // More delivered transactions than are remembered one by one: the chunk needs a snapshot that sees them all.
-    let mut window = Window::default();
-    for xid in 0..1_200_000 {
+    let mut window = opened(&table);
+    window.commit();
+    window.abandon(1);
+    for xid in 10..1_200_000 {
         window.begin(xid);
-        window.truncate(OID + 1);
         window.commit();
     }
-    let attempt = |window: &mut Window, snapshot: &str| {
-        window.open(Opening { oid: OID, table: table.clone(), low: "low".to_owned(), high: "high".to_owned() });
-        window.watermark(b"low", Position::new(1, Lsn(5), 0));
-        window.chunk(Chunk { rows: vec![vec![Some("a".to_owned()), None]], snapshot: Snapshot::parse(snapshot) });
-        window.watermark(b"high", Position::new(1, Lsn(9), 0)).expect("closes")
+    let attempt = |window: &mut Windows, snapshot: &str| {
+        window.open(1, opening(&table));
+        window.begin(1_200_000);
+        window.watermark(b"low");
+        window.chunk(1, chunk_with(&[&["a"]], Snapshot::parse(snapshot)));
+        let closed = window.watermark(b"high").expect("closes").1;
+        window.abandon(1);
+        closed
     };
     assert_eq!(attempt(&mut window, "900000:1300000:900000"), Closed::Again(Again::NotVisible));
-    assert_eq!(attempt(&mut window, "1048575:1300000:1048575"), Closed::Again(Again::NotVisible));
-    assert!(matches!(attempt(&mut window, "1048576:1300000:1048576"), Closed::Survivors { .. }));
+    assert_eq!(attempt(&mut window, "1048580:1300000:1048580"), Closed::Again(Again::NotVisible));
+    assert_eq!(attempt(&mut window, "1048590:1300000:1048590"), Closed::Ready);
 }
 
 #[test]
 fn watermarks_of_others_and_out_of_order_write_nothing() {
     let table = schema();
     let mut window = opened(&table);
-    assert_eq!(window.watermark(b"other/high", Position::new(1, Lsn(9), 0)), None);
+    assert_eq!(window.watermark(b"other/high"), None);
     // The high one before the low one.
-    let mut window = Window::default();
-    window.open(Opening { oid: OID, table: table.clone(), low: "low".to_owned(), high: "high".to_owned() });
-    window.chunk(chunk(&["a"]));
-    assert_eq!(window.watermark(b"high", Position::new(1, Lsn(9), 0)), Some(Closed::Again(Again::Disorder)));
+    let mut window = Windows::default();
+    window.open(1, opening(&table));
+    window.chunk(1, chunk(&["a"]));
+    assert_eq!(window.watermark(b"high"), Some((1, Closed::Again(Again::Disorder))));
     assert_eq!(close(opened(&table), &["a"]), Ok(vec!["a".to_owned()]));
+}
+
+#[test]
+fn what_was_delivered_before_anybody_watched_has_to_be_visible() {
+    let table = schema();
+    let mut window = Windows::default();
+    window.open(1, opening(&table));
+    // The low watermark's own transaction has number 40: whatever committed before it has a lower one.
+    window.begin(40);
+    window.watermark(b"low");
+    window.commit();
+    window.chunk(1, chunk_with(&[&["a"]], Snapshot::parse("39:45:39")));
+    assert_eq!(window.watermark(b"high"), Some((1, Closed::Again(Again::NotVisible))), "39 may have been delivered to an earlier run");
+    window.open(2, opening(&table));
+    window.begin(50);
+    window.watermark(b"low");
+    window.commit();
+    window.chunk(2, chunk_with(&[&["a"]], Snapshot::parse("45:55:45")));
+    assert_eq!(window.watermark(b"high"), Some((2, Closed::Ready)), "45 was not, or it would be remembered");
 }
 
 // ---- the hook -----------------------------------------------------------------------------------------------------
@@ -604,6 +723,7 @@ fn cursor() -> Cursor {
     Cursor {
         job: "load".to_owned(),
         table: "public.t".to_owned(),
+        part: String::new(),
         epoch: 1,
         chunk: 4,
         attempt: 2,
@@ -616,36 +736,45 @@ fn cursor() -> Cursor {
     }
 }
 
+fn taken(keys: &[&str], stored: oneshot::Sender<()>) -> Step {
+    let mut chunk = chunk(keys);
+    chunk.snapshot = Some(Snapshot { xmin: 7, xmax: 10, in_progress: vec![7] });
+    Step::Chunk(Box::new(Taken { id: 1, chunk, scope: None, number: 3, cursor: cursor(), stored, stats: Arc::default() }))
+}
+
 #[test]
 fn rows_then_the_cursor_then_the_word_that_it_is_stored() {
     let table = schema();
     let (steps, receiver) = mpsc::channel(STEPS_MAX);
-    let mut hook = ReadHook::new(receiver, Arc::<Stats>::default());
+    let mut hook = ReadHook::new(receiver, 1, true);
     let (verdict, mut answer) = oneshot::channel();
     let (stored, mut is_stored) = oneshot::channel();
-    let opening = Opening { oid: OID, table: table.clone(), low: "low".to_owned(), high: "high".to_owned() };
-    steps.try_send(Step::Open { opening, verdict }).expect("room");
+    steps.try_send(Step::Open { id: 1, opening: opening(&table), verdict }).expect("room");
+    hook.begin(5, Lsn(5));
     hook.message(PREFIX.as_bytes(), b"low", Position::new(1, Lsn(5), 0));
+    hook.commit(5, Lsn(6));
     hook.begin(7, Lsn(6));
+    assert!(hook.watches());
     let bytes = change_bytes(None, Some(&[Some("b"), Some("1")]));
     let Ok(Message::Insert { new, .. }) = parse(&bytes) else { panic!("an insert") };
     hook.change(OID, &table, None, Some(&new));
     hook.commit(7, Lsn(7));
-    steps.try_send(Step::Chunk { chunk: chunk(&["a", "b", "c"]), cursor: cursor(), stored }).expect("room");
+    steps.try_send(taken(&["a", "b", "c"], stored)).expect("room");
     assert!(hook.write().is_none(), "nothing before the high watermark");
     hook.message(b"tillstream/other", b"high", Position::new(1, Lsn(9), 0));
-    assert!(answer.try_recv().is_err());
+    assert!(hook.write().is_none());
     hook.message(PREFIX.as_bytes(), b"high", Position::new(1, Lsn(9), 0));
-    assert_eq!(answer.try_recv(), Ok(Verdict::HandedOver { rows: 2 }));
 
     for (row, id) in [(0, "e1-bload-public.t-3.2-0"), (2, "e1-bload-public.t-3.2-2")] {
+        assert!(answer.try_recv().is_err(), "the reader goes on behind the last row");
         let Some(Write::Row(read)) = hook.write() else { panic!("a row") };
         assert_eq!((read.row, read.id.as_str(), read.as_of), (row, id, Position::new(1, Lsn(9), 0)));
         assert!(id.parse::<EventId>().is_ok());
     }
     let Some(Write::Record(hand_over, Record::Cursor(stored))) = hook.write() else { panic!("the cursor") };
     assert_eq!((stored.chunk, stored.rows), (4, 12));
-    assert!(hook.write().is_none());
+    assert_eq!(answer.try_recv(), Ok(Verdict::Written { cursor: Box::new(stored), cut: None }));
+    assert!(hook.write().is_none() && !hook.watches());
     assert!(is_stored.try_recv().is_err());
     hook.stored(hand_over);
     assert_eq!(is_stored.try_recv(), Ok(()));
@@ -654,15 +783,16 @@ fn rows_then_the_cursor_then_the_word_that_it_is_stored() {
 #[test]
 fn the_engine_is_woken_for_a_record_and_left_alone_otherwise() {
     let (steps, receiver) = mpsc::channel(STEPS_MAX);
-    let mut hook = ReadHook::new(receiver, Arc::<Stats>::default());
+    let mut hook = ReadHook::new(receiver, 1, false);
     let mut cx = Context::from_waker(Waker::noop());
     assert_eq!(hook.poll(&mut cx), Poll::Pending);
+    assert!(hook.is_done());
     let (stored, _is_stored) = oneshot::channel();
-    steps.try_send(Step::Record { record: Record::Cursor(cursor()), stored }).expect("room");
+    steps.try_send(Step::Record { record: Box::new(Record::Cursor(cursor())), stored }).expect("room");
     assert_eq!(hook.poll(&mut cx), Poll::Ready(()));
     assert!(matches!(hook.write(), Some(Write::Record(..))));
     assert_eq!(hook.poll(&mut cx), Poll::Pending);
-    // A job that ended leaves a hook that does nothing.
+    // What sent the steps has ended: a hook that does nothing is left.
     drop(steps);
     assert_eq!(hook.poll(&mut cx), Poll::Pending);
 }

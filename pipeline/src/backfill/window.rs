@@ -1,33 +1,62 @@
-//! One chunk's window: which rows of a chunk may join the stream. A pure state machine; knows no clock, no socket.
+//! Chunk windows: which rows of a chunk may join the stream. A pure state machine; knows no clock, no socket.
 //!
 //! ```text
-//!  stream   … T1 ── T2 ── LW ── T3 ── T4 ── HW ── …
+//!  stream   … T1 ── T2 ── LW ── T3 ── T4 ── HW ── T5 ── row ── row ── T6 ── row …
 //!                          └── chunk read ──┘
-//!  T3, T4   keys changed by one that the chunk did not see are evicted: the stream has the newer image
+//!  T3 … T6  keys changed by one that the chunk did not see are evicted, until the row itself is written
 //!  T1, T2   must be visible to the chunk's snapshot, or the chunk is read again
 //! ```
 //!
-//! An update does not carry large values that it left alone. When such an update would evict a row, the chunk is read
-//! again: dropping the row would drop the only copy of that value.
+//! Rows are not written in one go: live changes go first, so a window stays open until its last row is written, and a
+//! change that comes in between evicts the rows that wait. An update does not carry large values that it left alone.
+//! When such an update would evict a row, the rest of the chunk is read again: dropping the row would drop the only
+//! copy of that value.
 //!
 //! The second rule closes a gap that watermarks alone leave open. PostgreSQL makes a commit visible to snapshots only
 //! after its record is in the write-ahead log (and, with synchronous replication, after the standby has answered), so
 //! a transaction may come through the stream before the low watermark and still be missing from a chunk read after
 //! it. Such a chunk would write the old row *behind* the newer event. The snapshot itself tells: a transaction that
-//! was delivered before the low watermark and is in progress for the snapshot makes the chunk unusable.
+//! was delivered before the low watermark and is in progress for the snapshot makes the chunk unusable. What was
+//! delivered before anybody watched (by an earlier run, say) is covered by the number of the first watermark's own
+//! transaction: whatever committed before it has a lower one.
 //!
-//! What is visible once stays visible, so a transaction is forgotten as soon as one snapshot has seen it.
+//! Several windows may be open at once, one per reader. What is visible once stays visible, so a transaction is
+//! forgotten as soon as one snapshot has seen it.
+//!
+//! Where the reading role may not write messages, or reads from a standby, a window is bounded by positions instead:
+//! it opens when the stream's reader hears of it, and closes once the stream has passed a position taken after the
+//! chunk was read. The rules are the same.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tillstream_schemas::{Position, TableSchema};
+use tillstream_schemas::{Lsn, Position, TableSchema};
 
 use crate::capture::catalog::Snapshot;
 use crate::capture::pgoutput::{Tuple, TupleValue};
+use crate::capture::read_rows::ReadRows;
+use crate::control::KeyTexts;
 
-/// A row's values, one text per column as the server printed it.
-pub(super) type Row = Vec<Option<String>>;
+/// Names a window; a job's readers never use one twice.
+pub(super) type WindowId = u64;
+
+/// How a window's bounds are told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Marks {
+    /// Contents of the two watermark messages.
+    Messages {
+        /// Of the low one.
+        low: String,
+        /// Of the high one.
+        high: String,
+    },
+    /// By positions: see the module's text. The transaction number is above that of everything that committed before
+    /// the window was asked for.
+    Positions {
+        /// That number; `None` when something else vouches for it (a standby that has replayed all of it).
+        horizon: Option<u32>,
+    },
+}
 
 /// What a chunk's window is opened with, before its low watermark is written.
 #[derive(Clone, Debug)]
@@ -36,22 +65,34 @@ pub(super) struct Opening {
     pub oid: u32,
     /// The table as the catalogue describes it.
     pub table: Arc<TableSchema>,
-    /// Content of the low watermark.
-    pub low: String,
-    /// Content of the high watermark.
-    pub high: String,
+    /// How its bounds are told.
+    pub marks: Marks,
 }
 
 /// What was read between the watermarks.
 #[derive(Debug)]
 pub(super) struct Chunk {
-    /// The rows in key order.
-    pub rows: Vec<Row>,
+    /// The rows, in key order unless they were asked for by key.
+    pub rows: Arc<ReadRows>,
+    /// Rows from this number on were asked for by key and are not there; only their key columns hold values.
+    pub gone_from: usize,
     /// What the reading statement saw; `None` when it found no row.
     pub snapshot: Option<Snapshot>,
+    /// Positions of the key columns in a row, in the key's order: what a chunk that is cut short resumes behind.
+    /// `None` when it cannot be cut, as rows asked for by key.
+    pub key: Option<Arc<[usize]>>,
+    /// With bounds by position: what the stream has to pass.
+    pub high: Lsn,
 }
 
-/// Why a chunk has to be read again. None of its rows was written.
+impl Chunk {
+    /// A chunk without rows, in the place of one that moved on.
+    pub(super) fn nothing() -> Chunk {
+        Chunk { rows: Arc::default(), gone_from: 0, snapshot: None, key: None, high: Lsn(0) }
+    }
+}
+
+/// Why a chunk has to be read again, or the rest of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Again {
     /// A transaction delivered before the low watermark was not visible to the chunk.
@@ -69,27 +110,48 @@ pub(super) enum Again {
 }
 
 /// What comes of a window once its high watermark is seen.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Closed {
-    /// These rows may be written, as of `as_of`; each with its number in the chunk.
-    Survivors {
-        /// The rows.
-        rows: Vec<(u32, Row)>,
-        /// How many were dropped because the stream has them.
-        evicted: usize,
-        /// The position of the high watermark's commit.
-        as_of: Position,
-    },
-    /// Read it again.
+    /// Its rows may be written now, by [`Windows::next`].
+    Ready,
+    /// Read it again; none of its rows was written.
     Again(Again),
+}
+
+/// The next row of a chunk that is being written.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// This one.
+    Row {
+        /// Its number in the chunk.
+        row: usize,
+        /// Whether it was asked for and is not there.
+        gone: bool,
+    },
+    /// There is none left.
+    Done {
+        /// How many were dropped because the stream has them.
+        evicted: u64,
+    },
+    /// The rest has to be read again.
+    Cut {
+        /// Why.
+        why: Again,
+        /// The last row that was dealt with; `None` when there is none, or when the chunk cannot be resumed inside.
+        after: Option<KeyTexts>,
+        /// How many were dropped because the stream has them.
+        evicted: u64,
+    },
 }
 
 #[derive(Debug)]
 struct Open {
+    id: WindowId,
     opening: Opening,
     /// Positions of the key columns.
     key: Vec<usize>,
-    low_seen: bool,
+    /// Transactions delivered up to this one came before the low watermark; `None` until it is seen.
+    low: Option<u64>,
     /// The last transaction that emptied the table inside the window.
     truncated_by: Option<u32>,
     trouble: Option<Again>,
@@ -98,6 +160,16 @@ struct Open {
     touched: HashMap<Box<[u8]>, Touch>,
     touched_bytes: usize,
     chunk: Option<Chunk>,
+    /// Set once its rows may be written.
+    writing: Option<Writing>,
+}
+
+/// A chunk whose rows are being written.
+#[derive(Debug)]
+struct Writing {
+    snapshot: Option<Snapshot>,
+    next: usize,
+    evicted: u64,
 }
 
 /// The last change of a key inside a window.
@@ -111,50 +183,53 @@ struct Touch {
 /// Transactions that the stream delivered and no snapshot is known to have seen.
 #[derive(Debug, Default)]
 struct Delivered {
-    xids: Vec<u32>,
-    /// Set when there were too many to remember one by one: nothing is usable until a snapshot sees everything below
-    /// its own horizon up to this one.
+    /// Each with its number in the stream.
+    xids: Vec<(u64, u32)>,
+    /// Nothing is usable until a snapshot sees everything up to this one: what was delivered before anybody watched, or
+    /// was too much to remember one by one.
     all_upto: Option<u32>,
 }
 
-/// Watches the stream for one chunk at a time.
+/// Watches the stream for the open windows.
 #[derive(Debug, Default)]
-pub(super) struct Window {
-    open: Option<Open>,
-    /// Delivered before the low watermark of the open window, or at any time when none is open.
-    before: Delivered,
-    /// Delivered inside the open window: they come before the next low watermark.
-    inside: Delivered,
+pub(super) struct Windows {
+    open: Vec<Open>,
+    delivered: Delivered,
+    /// Transactions seen so far.
+    count: u64,
     current: Option<u32>,
     changes: bool,
+    /// Whether the rows of the current transaction are seen from its first one on.
+    looks: bool,
+    /// Whether everything delivered since is remembered.
+    watching: bool,
+    /// Whether what came before that is covered by a horizon.
+    covered: bool,
 }
 
 impl Delivered {
-    /// A million transactions, 4 MiB: what a busy point of sale commits in several minutes. They are forgotten with
+    /// A million transactions, 16 MiB: what a busy point of sale commits in several minutes. They are forgotten with
     /// each chunk, so more gather only while the stream is far behind the chunks.
     const MAX: usize = 1 << 20;
 
-    fn add(&mut self, xid: u32) {
+    fn add(&mut self, number: u64, xid: u32) {
         if self.xids.len() >= Self::MAX {
-            let last = self.xids.drain(..).chain(self.all_upto).reduce(later);
-            self.all_upto = last;
+            self.all_upto = self.xids.drain(..).map(|(_, xid)| xid).chain(self.all_upto).reduce(later);
         }
-        self.xids.push(xid);
+        self.xids.push((number, xid));
     }
 
-    /// Takes over what another one remembers.
-    fn absorb(&mut self, other: &mut Delivered) {
-        self.xids.append(&mut other.xids);
-        self.all_upto = self.all_upto.into_iter().chain(other.all_upto.take()).reduce(later);
+    fn upto(&mut self, xid: u32) {
+        self.all_upto = Some(self.all_upto.map_or(xid, |all| later(all, xid)));
     }
 
-    /// Forgets what the snapshot sees; answers whether nothing is left.
-    fn settle(&mut self, snapshot: &Snapshot) -> bool {
-        self.xids.retain(|xid| !snapshot.sees(*xid));
+    /// Forgets what the snapshot sees; answers whether it sees everything delivered up to a number.
+    fn settle(&mut self, snapshot: &Snapshot, number: u64) -> bool {
+        self.xids.retain(|(_, xid)| !snapshot.sees(*xid));
         if self.all_upto.is_some_and(|upto| below_horizon(snapshot, upto)) {
             self.all_upto = None;
         }
-        self.xids.is_empty() && self.all_upto.is_none()
+        self.all_upto.is_none() && !self.xids.iter().any(|(at, _)| *at <= number)
     }
 }
 
@@ -169,17 +244,36 @@ fn below_horizon(snapshot: &Snapshot, xid: u32) -> bool {
     horizon.sees(xid)
 }
 
-impl Window {
+impl Windows {
     /// Keys remembered in one window, at most: a chunk of usual size is a hundredth of that, so more can only come
     /// from a bulk change, after which the chunk is better read again.
     const TOUCHED_MAX: usize = 200_000;
     /// Their bytes, at most.
     const TOUCHED_BYTES_MAX: usize = 16 << 20;
 
+    /// Whether any window wants to see rows.
+    pub(super) fn any_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
+    /// From here on every transaction is remembered; those before are covered by the first window's horizon.
+    pub(super) fn watch(&mut self) {
+        if !self.watching {
+            *self = Windows { watching: true, count: self.count, current: self.current, ..Windows::default() };
+        }
+    }
+
+    /// Nothing is read any more: forgets everything.
+    pub(super) fn rest(&mut self) {
+        *self = Windows { count: self.count, current: self.current, ..Windows::default() };
+    }
+
     /// A transaction begins.
     pub(super) fn begin(&mut self, xid: u32) {
         self.current = Some(xid);
         self.changes = false;
+        self.looks = self.any_open();
+        self.count += 1;
     }
 
     /// A row of it.
@@ -187,7 +281,7 @@ impl Window {
     pub(super) fn change(&mut self, oid: u32, table: &TableSchema, old: Option<&Tuple<'_>>, new: Option<&Tuple<'_>>) {
         self.changes = true;
         let Some(xid) = self.current else { return };
-        if let Some(open) = self.open.as_mut().filter(|o| o.low_seen && o.opening.oid == oid) {
+        for open in self.open.iter_mut().filter(|o| o.low.is_some() && o.opening.oid == oid) {
             open.touch(xid, table, old, new);
         }
     }
@@ -195,96 +289,182 @@ impl Window {
     /// A table of it was emptied.
     pub(super) fn truncate(&mut self, oid: u32) {
         self.changes = true;
-        if let Some(open) = self.open.as_mut().filter(|o| o.low_seen && o.opening.oid == oid) {
+        for open in self.open.iter_mut().filter(|o| o.low.is_some() && o.opening.oid == oid) {
             open.truncated_by = self.current;
         }
     }
 
     /// It ends.
     pub(super) fn commit(&mut self) {
-        if let Some(xid) = self.current.take().filter(|_| self.changes) {
-            match &self.open {
-                Some(open) if open.low_seen => self.inside.add(xid),
-                _ => self.before.add(xid),
-            }
+        if let Some(xid) = self.current.take()
+            && self.watching
+            && (self.changes || !self.looks)
+        {
+            self.delivered.add(self.count, xid);
         }
     }
 
-    /// Opens a window. One that is open is given up.
-    pub(super) fn open(&mut self, opening: Opening) {
-        self.abandon();
+    /// Opens a window.
+    pub(super) fn open(&mut self, id: WindowId, opening: Opening) {
+        self.watch();
+        let low = match &opening.marks {
+            Marks::Messages { .. } => None,
+            Marks::Positions { horizon } => {
+                if let Some(horizon) = horizon {
+                    self.cover(*horizon);
+                }
+                // What is open now was not looked into from its beginning: it counts as before.
+                Some(self.count)
+            }
+        };
         let key = opening.table.columns.iter().enumerate().filter(|(_, c)| c.in_key).map(|(index, _)| index).collect();
-        self.open = Some(Open {
+        self.open.push(Open {
+            id,
             opening,
             key,
-            low_seen: false,
+            low,
             truncated_by: None,
             trouble: None,
             touched: HashMap::new(),
             touched_bytes: 0,
             chunk: None,
+            writing: None,
         });
     }
 
+    /// What committed before the first window is not known one by one, but all of it has lower numbers than `horizon`.
+    fn cover(&mut self, horizon: u32) {
+        if !self.covered {
+            self.covered = true;
+            self.delivered.upto(horizon);
+        }
+    }
+
+    fn find(&mut self, id: WindowId) -> Option<&mut Open> {
+        self.open.iter_mut().find(|o| o.id == id)
+    }
+
     /// Takes the chunk that was read between the watermarks; its high watermark is not written yet.
-    pub(super) fn chunk(&mut self, chunk: Chunk) {
-        if let Some(open) = &mut self.open {
+    pub(super) fn chunk(&mut self, id: WindowId, chunk: Chunk) {
+        if let Some(open) = self.find(id) {
             open.chunk = Some(chunk);
         }
     }
 
-    /// Gives the open window up: its chunk could not be read.
-    pub(super) fn abandon(&mut self) {
-        if self.open.take().is_some() {
-            self.before.absorb(&mut self.inside);
+    /// Gives a window up: its chunk could not be read, or nobody wants it any more.
+    pub(super) fn abandon(&mut self, id: WindowId) {
+        self.open.retain(|o| o.id != id);
+    }
+
+    /// A watermark came through the stream, in a transaction of its own.
+    pub(super) fn watermark(&mut self, content: &[u8]) -> Option<(WindowId, Closed)> {
+        let (xid, count) = (self.current, self.count);
+        let found = self.open.iter_mut().enumerate().find_map(|(at, open)| match &open.opening.marks {
+            Marks::Messages { low, .. } if content == low.as_bytes() => Some((at, true)),
+            Marks::Messages { high, .. } if content == high.as_bytes() => Some((at, false)),
+            // Of a window that was given up, or of an earlier run.
+            Marks::Messages { .. } | Marks::Positions { .. } => None,
+        });
+        match found? {
+            (at, true) => {
+                self.open[at].low = Some(count);
+                if let Some(xid) = xid {
+                    self.cover(xid);
+                }
+                None
+            }
+            (at, false) => Some(self.close(at)),
         }
     }
 
-    /// A watermark came through the stream, in a transaction of its own at `at`.
-    pub(super) fn watermark(&mut self, content: &[u8], at: Position) -> Option<Closed> {
-        let open = self.open.as_mut()?;
-        if content == open.opening.low.as_bytes() {
-            open.low_seen = true;
-            return None;
-        }
-        if content != open.opening.high.as_bytes() {
-            // Of a window that was given up, or of an earlier run.
-            return None;
-        }
-        let mut open = self.open.take()?;
-        let closed = match (open.chunk.take(), open.trouble) {
-            (Some(Chunk { rows, snapshot: Some(snapshot) }), trouble) if open.low_seen => {
-                let visible = self.before.settle(&snapshot);
-                self.inside.settle(&snapshot);
+    /// The stream has passed a position: answers a window that this closes. Call until it answers `None`.
+    pub(super) fn passed(&mut self, reached: Lsn) -> Option<(WindowId, Closed)> {
+        let waits = |o: &Open| {
+            matches!(o.opening.marks, Marks::Positions { .. }) && o.writing.is_none() && o.chunk.as_ref().is_some_and(|c| c.high <= reached)
+        };
+        let at = self.open.iter().position(waits)?;
+        Some(self.close(at))
+    }
+
+    fn close(&mut self, at: usize) -> (WindowId, Closed) {
+        let open = &mut self.open[at];
+        let closed = match (open.low, open.chunk.as_mut().map(|c| c.snapshot.take()), open.trouble) {
+            (Some(low), Some(Some(snapshot)), trouble) => {
+                let visible = self.delivered.settle(&snapshot, low);
+                open.writing = Some(Writing { snapshot: Some(snapshot), next: 0, evicted: 0 });
                 match trouble {
                     Some(trouble) => Closed::Again(trouble),
                     None if !visible => Closed::Again(Again::NotVisible),
-                    None => open.survivors(rows, &snapshot, at),
+                    None => Closed::Ready,
                 }
             }
             // Rows that the statement could not see yet come through the stream.
-            (Some(Chunk { snapshot: None, .. }), _) if open.low_seen => {
-                Closed::Survivors { rows: Vec::new(), evicted: 0, as_of: as_of(at) }
+            (Some(_), Some(None), _) => {
+                open.writing = Some(Writing { snapshot: None, next: 0, evicted: 0 });
+                Closed::Ready
             }
             _ => Closed::Again(Again::Disorder),
         };
-        self.before.absorb(&mut self.inside);
-        Some(closed)
+        let id = open.id;
+        if closed != Closed::Ready {
+            self.open.remove(at);
+        }
+        (id, closed)
+    }
+
+    /// The next row that may be written of a window that is ready. Its end closes the window.
+    pub(super) fn next(&mut self, id: WindowId) -> Next {
+        let Some(at) = self.open.iter().position(|o| o.id == id) else {
+            return Next::Cut { why: Again::Disorder, after: None, evicted: 0 };
+        };
+        let next = self.open[at].next();
+        if !matches!(next, Next::Row { .. }) {
+            self.open.remove(at);
+        }
+        next
     }
 
     /// Leaves the visibility check out, to show what it is for.
     #[cfg(test)]
     pub(super) fn forget_delivered(&mut self) {
-        self.before = Delivered::default();
-    }
-
-    /// Forgets everything: there is nothing left to read.
-    pub(super) fn clear(&mut self) {
-        *self = Window::default();
+        self.delivered = Delivered::default();
     }
 }
 
 impl Open {
+    fn next(&mut self) -> Next {
+        let (Some(chunk), Some(writing)) = (&self.chunk, &mut self.writing) else {
+            return Next::Cut { why: Again::Disorder, after: None, evicted: 0 };
+        };
+        let sees = |xid: u32| writing.snapshot.as_ref().is_some_and(|s| s.sees(xid));
+        while writing.next < chunk.rows.len() {
+            let row = writing.next;
+            let mut cut = self.trouble;
+            let mut evict = self.truncated_by.is_some_and(|xid| !sees(xid));
+            if !evict && cut.is_none() && !self.touched.is_empty() {
+                let texts = self.key.iter().map(|index| chunk.rows.get(row, *index).unwrap_or_default().as_bytes());
+                if let Some(touch) = self.touched.get(&joined(texts)).filter(|touch| !sees(touch.xid)) {
+                    evict = true;
+                    cut = touch.incomplete.then_some(Again::Incomplete);
+                }
+            }
+            if let Some(why) = cut {
+                let key = |row: usize| {
+                    let key = chunk.key.as_ref()?;
+                    key.iter().map(|index| chunk.rows.get(row, *index).map(str::to_owned)).collect::<Option<Vec<_>>>().map(KeyTexts)
+                };
+                return Next::Cut { why, after: row.checked_sub(1).and_then(key), evicted: writing.evicted };
+            }
+            writing.next += 1;
+            if evict {
+                writing.evicted += 1;
+            } else {
+                return Next::Row { row, gone: row >= chunk.gone_from };
+            }
+        }
+        Next::Done { evicted: writing.evicted }
+    }
+
     fn touch(&mut self, xid: u32, table: &TableSchema, old: Option<&Tuple<'_>>, new: Option<&Tuple<'_>>) {
         if self.trouble.is_some() {
             return;
@@ -298,7 +478,7 @@ impl Open {
             && new.is_none_or(|t| self.touch_tuple(t, old, Touch { xid, incomplete }));
         if !known {
             self.trouble = Some(Again::KeyUnknown);
-        } else if self.touched.len() > Window::TOUCHED_MAX || self.touched_bytes > Window::TOUCHED_BYTES_MAX {
+        } else if self.touched.len() > Windows::TOUCHED_MAX || self.touched_bytes > Windows::TOUCHED_BYTES_MAX {
             self.trouble = Some(Again::TooManyKeys);
         }
     }
@@ -324,30 +504,16 @@ impl Open {
         }
         true
     }
+}
 
-    fn survivors(&self, rows: Vec<Row>, snapshot: &Snapshot, at: Position) -> Closed {
-        let all = rows.len();
-        if self.truncated_by.is_some_and(|xid| !snapshot.sees(xid)) {
-            return Closed::Survivors { rows: Vec::new(), evicted: all, as_of: as_of(at) };
-        }
-        let mut survivors = Vec::with_capacity(all);
-        for (number, row) in (0..).zip(rows) {
-            let texts = self.key.iter().map(|index| row.get(*index).and_then(Option::as_deref).unwrap_or_default().as_bytes());
-            match self.touched.get(&joined(texts)) {
-                Some(touch) if !snapshot.sees(touch.xid) => {
-                    if touch.incomplete {
-                        return Closed::Again(Again::Incomplete);
-                    }
-                }
-                _ => survivors.push((number, row)),
-            }
-        }
-        Closed::Survivors { evicted: all - survivors.len(), rows: survivors, as_of: as_of(at) }
-    }
+/// The version of rows that are written once the stream has passed `reached`: above every event before it, below any
+/// later one.
+pub(super) fn as_of_passed(epoch: u32, reached: Lsn) -> Position {
+    Position::new(epoch, Lsn(reached.0.saturating_sub(1)), 0)
 }
 
 /// The version of rows read up to a high watermark: above every event before it, below any later one.
-fn as_of(at: Position) -> Position {
+pub(super) fn as_of(at: Position) -> Position {
     Position::new(at.epoch, at.commit_lsn, 0)
 }
 

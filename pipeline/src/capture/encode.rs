@@ -293,7 +293,10 @@ pub fn partition(table: &TableSchema, row: &Row<'_>, count: u16) -> u16 {
 /// The partition, from 0, that a backfill's row goes to: that of the live events of the same row.
 #[must_use]
 pub fn partition_of_read(row: &ReadRow, count: u16) -> u16 {
-    let text = |index: &usize| row.values.get(*index).and_then(|v| v.as_deref()).map(str::as_bytes);
+    if count <= 1 {
+        return 0;
+    }
+    let text = |index: &usize| row.values.get(*index).map(str::as_bytes);
     partition_of(row.table.partition_by.iter().map(text), count)
 }
 
@@ -382,17 +385,39 @@ pub fn read(out: &mut Vec<u8>, row: &ReadRow) {
     write_string(out, row.id.as_bytes());
     // The id's closing quote is part of what follows a live id.
     out.pop();
-    write_op(out, Op::Read);
+    write_op(out, if row.gone { Op::Delete } else { Op::Read });
     out.extend_from_slice(&row.table.json_names);
-    let values = row.table.columns.iter().zip(&row.values).map(|(column, value)| {
-        let value = value.as_deref().map_or(TupleValue::Null, |text| TupleValue::Text(text.as_bytes()));
+    let omitted = row.scope.as_deref().map_or(&[][..], |scope| &scope.omitted);
+    let values = row.table.columns.iter().enumerate().map(|(index, column)| {
+        let value = match row.values.get(index) {
+            Some(text) => TupleValue::Text(text.as_bytes()),
+            None if !omitted.is_empty() && omitted.binary_search(&index).is_ok() => TupleValue::Unchanged,
+            None => TupleValue::Null,
+        };
         (column, value)
     });
     out.extend_from_slice(b",\"key\":");
     write_key(out, values.clone());
-    out.extend_from_slice(b",\"before\":null,\"after\":");
-    write_object(out, values);
-    let _ = write!(out, ",\"unchanged\":[],\"commit_lsn\":\"{}\",\"ordinal\":{}", row.as_of.commit_lsn, row.row);
+    if row.gone {
+        out.extend_from_slice(b",\"before\":null,\"after\":null,\"unchanged\":[]");
+    } else {
+        out.extend_from_slice(b",\"before\":null,\"after\":");
+        if write_object(out, values.clone()) {
+            out.extend_from_slice(b",\"unchanged\":[");
+            write_unchanged(out, values);
+            out.push(b']');
+        } else {
+            out.extend_from_slice(b",\"unchanged\":[]");
+        }
+    }
+    if let Some(connector) = row.scope.as_deref().and_then(|scope| scope.connector.as_ref()) {
+        out.extend_from_slice(b",\"connector\":");
+        write_string(out, connector.as_bytes());
+    }
+    out.extend_from_slice(b",\"commit_lsn\":\"");
+    let _ = write!(out, "{}", row.as_of.commit_lsn);
+    out.extend_from_slice(b"\",\"ordinal\":");
+    write_number(out, row.row);
     out.extend_from_slice(b",\"xid\":null,\"committed_at\":null}");
 }
 
@@ -556,7 +581,15 @@ mod tests {
             let new = [format!("={id}"), location.map_or("n".to_owned(), |l| format!("={l}")), "n".to_owned()];
             let bytes = update(None, &[&new[0], &new[1], &new[2]]);
             let values = vec![Some(id.to_owned()), location.map(str::to_owned), None];
-            let read = ReadRow { table: Arc::clone(&table), id: String::new(), values, as_of: Position::NONE, row: 0 };
+            let read = ReadRow {
+                table: Arc::clone(&table),
+                id: String::new(),
+                values: values.into(),
+                scope: None,
+                gone: false,
+                as_of: Position::NONE,
+                row: 0,
+            };
             assert_eq!(partition(&table, &rows(&table, &bytes).0, 997), partition_of_read(&read, 997));
         }
     }

@@ -4,23 +4,39 @@
 //! on its own task, in stream order, and no call may block or await. Without a running backfill there is no hook and
 //! the hot path pays one branch.
 
+use std::sync::Arc;
+
 use tillstream_schemas::{Lsn, Position, TableSchema};
 
 use super::pgoutput::Tuple;
+use super::read_rows::ReadValues;
 
 /// Numbers what a hook handed over, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HandOver(pub u64);
 
+/// What all rows of a backfill have in common beside their table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadScope {
+    /// The only connector that takes them; `None` means all.
+    pub connector: Option<String>,
+    /// Columns of the table that were not read: sinks leave them alone. In order.
+    pub omitted: Vec<usize>,
+}
+
 /// A row that a backfill read, ready to be written.
 #[derive(Debug)]
 pub struct ReadRow {
     /// Its table, from the catalogue or from the stream's Relation.
-    pub table: std::sync::Arc<TableSchema>,
+    pub table: Arc<TableSchema>,
     /// Its event id, printed (`e1-b<job>-<table>-<chunk>.<attempt>-<row>`).
     pub id: String,
     /// One text per column of `table`, as the server printed it under the pinned settings; `None` is NULL.
-    pub values: Vec<Option<String>>,
+    pub values: ReadValues,
+    /// What the backfill's rows have in common; `None` when nothing is special.
+    pub scope: Option<Arc<ReadScope>>,
+    /// A row that was asked for by its key and is not there: only the key's values count.
+    pub gone: bool,
     /// The position as of which it was read: that of the high watermark's commit, ordinal 0.
     pub as_of: Position,
     /// Number of the row within its attempt.
@@ -39,10 +55,13 @@ pub enum Write {
 
 /// Sees the stream and hands over rows.
 pub trait Hook: Send {
+    /// Whether it wants to see rows at present. Asked between transactions, so that an idle hook costs nothing per row.
+    fn watches(&self) -> bool;
+
     /// A transaction begins.
     fn begin(&mut self, xid: u32, commit_lsn: Lsn);
 
-    /// A row of it: the old tuple when the server sent one, the new one unless it is a delete.
+    /// A row of it, if the hook watches: the old tuple when the server sent one, the new one unless it is a delete.
     fn change(&mut self, oid: u32, table: &TableSchema, old: Option<&Tuple<'_>>, new: Option<&Tuple<'_>>);
 
     /// A table of it was emptied.
@@ -54,8 +73,11 @@ pub trait Hook: Send {
     /// The transaction ends; rows may be handed over from here to the next `begin`.
     fn commit(&mut self, xid: u32, end: Lsn);
 
-    /// What is to be written now; called after each commit and after [`Hook::poll`] woke the engine, never inside a
-    /// transaction. Called until it answers `None`; bounded by the hook (a chunk at a time).
+    /// Nothing is open, and everything that committed before `reached` came by.
+    fn idle(&mut self, reached: Lsn);
+
+    /// What is to be written now, never inside a transaction. The engine asks when it has taken what the stream holds,
+    /// and takes no more than it likes at a time: until then a row may still be overtaken by a change of the stream.
     fn write(&mut self) -> Option<Write>;
 
     /// A record is in the control journal, and with it everything handed over before.

@@ -28,17 +28,11 @@ pub const OWN_PREFIX: &[u8] = b"tillstream/";
 /// The name under which dead letters of capture itself stand beside those of the connectors.
 pub const DEAD_LETTER_OWNER: &str = "capture";
 
+/// What the envelope of a backfill's row takes beside its values, about.
+const ENVELOPE_BYTES: usize = 200;
+
 /// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01 00:00 UTC.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
-
-/// Whether a message left the stream between two transactions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Boundary {
-    /// More of the transaction may come.
-    Inside,
-    /// Nothing is open: a hook may write.
-    Between,
-}
 
 /// The open transaction.
 struct Open {
@@ -76,6 +70,8 @@ pub struct Intake {
     pub progress: Progress,
     open: Option<Open>,
     hook: Option<Box<dyn Hook>>,
+    /// Whether the hook wants the rows of the open transaction.
+    watched: bool,
     /// Bounded by the hook: it waits for a chunk's record before it reads the next but one.
     waiting: VecDeque<Waiting>,
     /// Records in the control log's writer, each with the id of its last batch.
@@ -103,6 +99,7 @@ impl Intake {
             progress,
             open: None,
             hook: None,
+            watched: false,
             waiting: VecDeque::new(),
             written: VecDeque::new(),
             stamp,
@@ -148,17 +145,14 @@ impl Intake {
     /// # Errors
     /// Always definite: the message cannot be read, contradicts an earlier one, or contradicts the journal.
     #[inline]
-    pub fn take(&mut self, data: &[u8]) -> Result<Boundary, CaptureError> {
+    pub fn take(&mut self, data: &[u8]) -> Result<(), CaptureError> {
         self.counts.received_bytes += data.len() as u64;
         match pgoutput::parse(data)? {
             Message::Insert { oid, new } => self.row(oid, Changed::Insert(new), data.len())?,
             Message::Update { oid, old, new } => self.row(oid, Changed::Update { old, new }, data.len())?,
             Message::Delete { oid, old } => self.row(oid, Changed::Delete(old), data.len())?,
             Message::Begin(begin) => self.begin(begin)?,
-            Message::Commit(commit) => {
-                self.commit(commit)?;
-                return Ok(Boundary::Between);
-            }
+            Message::Commit(commit) => self.commit(commit)?,
             Message::Relation(relation) => {
                 let oid = relation.oid;
                 let schema = self.relations.learn(&relation)?;
@@ -173,10 +167,10 @@ impl Intake {
                     self.truncate(oid)?;
                 }
             }
-            Message::Message(message) => return self.message(&message),
+            Message::Message(message) => self.message(&message)?,
             Message::Origin { .. } | Message::Type { .. } => {}
         }
-        Ok(Boundary::Inside)
+        Ok(())
     }
 
     fn begin(&mut self, begin: Begin) -> Result<(), CaptureError> {
@@ -187,6 +181,7 @@ impl Intake {
         let context = TxContext::new(self.appender.run().epoch, begin.final_lsn, begin.xid, begin.commit_time);
         if let Some(hook) = &mut self.hook {
             hook.begin(begin.xid, begin.final_lsn);
+            self.watched = hook.watches();
         }
         self.open = Some(Open { begin, context });
         Ok(())
@@ -218,7 +213,9 @@ impl Intake {
         let Some(open) = &self.open else { return Err(contradiction("a row outside a transaction")) };
         let position = self.appender.change().ok_or_else(too_many_changes)?;
         let table = self.relations.get(oid)?;
-        if let Some(hook) = &mut self.hook {
+        if self.watched
+            && let Some(hook) = &mut self.hook
+        {
             let (old, new) = changed.tuples();
             hook.change(oid, table, old, new);
         }
@@ -260,7 +257,7 @@ impl Intake {
     }
 
     /// A logical message has no key: it goes to the first partition.
-    fn message(&mut self, message: &LogicalMessage<'_>) -> Result<Boundary, CaptureError> {
+    fn message(&mut self, message: &LogicalMessage<'_>) -> Result<(), CaptureError> {
         let own = message.prefix.starts_with(OWN_PREFIX);
         let epoch = self.appender.run().epoch;
         let outside;
@@ -286,22 +283,26 @@ impl Intake {
             });
             self.counts.put(written?);
         }
-        if self.open.is_some() {
-            return Ok(Boundary::Inside);
+        if self.open.is_none() {
+            self.ended(message.lsn);
         }
-        self.ended(message.lsn);
-        Ok(Boundary::Between)
+        Ok(())
     }
 
-    /// Takes what the hook has to write, until it has nothing or batches wait to be taken. Answers whether to call again.
-    pub fn take_from_hook(&mut self) -> bool {
+    /// Takes what the hook has to write, until it has nothing, a batch waits to be taken, or `bytes_max` bytes of rows
+    /// were taken. Answers whether the hook may have more.
+    pub fn take_from_hook(&mut self, bytes_max: usize) -> bool {
         debug_assert!(self.open.is_none(), "a hook writes between transactions");
         let Some(hook) = &mut self.hook else { return false };
-        loop {
+        let mut bytes = 0;
+        while bytes < bytes_max && !self.appender.has_ready() {
             match hook.write() {
                 None => return false,
                 Some(Write::Row(row)) => {
-                    if let Err(letter) = read(&mut self.appender, &row, self.row_bytes_max) {
+                    // A row costs beside its values what its envelope costs.
+                    let row_bytes = row.values.bytes();
+                    bytes += row_bytes + ENVELOPE_BYTES;
+                    if let Err(letter) = read(&mut self.appender, &row, row_bytes, self.row_bytes_max) {
                         append_letter(&mut self.appender, &self.stamp, self.batch_max, letter);
                         self.counts.dead_letters += 1;
                     } else {
@@ -312,9 +313,14 @@ impl Intake {
                     self.waiting.push_back(Waiting { required: self.appender.required().into(), hand_over, record });
                 }
             }
-            if self.appender.has_ready() {
-                return true;
-            }
+        }
+        true
+    }
+
+    /// Tells the hook how far the stream is known to have come while nothing is open.
+    pub fn idle(&mut self, reached: Lsn) {
+        if let Some(hook) = &mut self.hook {
+            hook.idle(reached);
         }
     }
 
@@ -408,9 +414,8 @@ fn put(appender: &mut Appender, context: &TxContext, position: Position, table: 
 }
 
 /// Appends a backfill's row, unless it is too large.
-fn read(appender: &mut Appender, row: &ReadRow, row_bytes_max: usize) -> Result<(), DeadLetter> {
+fn read(appender: &mut Appender, row: &ReadRow, bytes: usize, row_bytes_max: usize) -> Result<(), DeadLetter> {
     let partition = encode::partition_of_read(row, appender.partitions());
-    let bytes = row.values.iter().flatten().map(String::len).sum();
     if bytes > row_bytes_max {
         let letter = too_large(row.as_of, partition, bytes, row_bytes_max);
         return Err(DeadLetter { event_id: row.id.clone(), idempotency_key: row.id.clone(), ..letter });

@@ -38,6 +38,7 @@ mod opening;
 pub mod pgoutput;
 pub mod progress;
 mod promise;
+pub mod read_rows;
 pub mod relations;
 mod session;
 pub mod source;

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::appender::Ready;
 use super::control_log::ControlLog;
-use super::intake::{Boundary, Intake, diverged};
+use super::intake::{Intake, diverged};
 use super::link::{Link, shutting_down, until};
 use super::opening::{self, Opened, fenced};
 use super::promise::Promises;
@@ -43,6 +43,14 @@ const BEHIND_BYTES: u64 = 32 << 10;
 /// While behind, batches fill up before they go out, but never wait longer than this: a partition that gets little
 /// would otherwise hold back every acknowledgement.
 const BEHIND_LINGER: Duration = Duration::from_millis(50);
+
+/// Rows of a backfill taken in one round, in bytes: what the stream brings meanwhile waits for these, about half a
+/// millisecond.
+const HOOK_BYTES: usize = 64 << 10;
+
+/// A backfill's rows wait while more than this is unconfirmed: what the stream brings stands behind it in the journal's
+/// window. A broker's answer takes milliseconds, in which a backfill at full speed fills less than this.
+const HOOK_UNCONFIRMED_MAX: usize = 2 << 20;
 
 /// How often a run that waits to be caught up asks the server where it is.
 const CAUGHT_UP_POLL: Duration = Duration::from_millis(200);
@@ -111,6 +119,8 @@ struct Streaming {
     /// The server wants an answer at once.
     reply: bool,
     behind: bool,
+    /// The hook may have more rows to write.
+    hook_has_more: bool,
     /// When the oldest byte entered a batch that has not been cut.
     gathering_since: Option<Instant>,
     /// A batch could not be handed over before the stop's deadline: nothing may follow it.
@@ -134,6 +144,7 @@ impl Streaming {
             idle_at: Lsn(0),
             reply: false,
             behind: false,
+            hook_has_more: false,
             gathering_since: None,
             gave_up: false,
             promises,
@@ -154,7 +165,12 @@ impl Streaming {
             self.promise(now);
             self.behind = received >= BEHIND_BYTES;
             stats.behind.store(self.behind, Relaxed);
-            if !self.behind || now - *self.gathering_since.get_or_insert(now) >= BEHIND_LINGER {
+            if self.hook_may_write() {
+                self.hook_has_more = self.intake.take_from_hook(HOOK_BYTES);
+            }
+            // A backfill fills its batches; what the stream brought goes out with what is there.
+            let gathers = self.behind || (self.hook_has_more && received == 0);
+            if !gathers || now - *self.gathering_since.get_or_insert(now) >= BEHIND_LINGER {
                 self.intake.appender.cut_all();
                 self.gathering_since = None;
             }
@@ -177,7 +193,7 @@ impl Streaming {
                     self.intake.proven(proven);
                     self.write_snapshot();
                 }
-                Wake::Hook => self.drain_hook().await?,
+                Wake::Hook => self.hook_has_more = true,
                 Wake::Confirmed | Wake::Due | Wake::Ending => {}
             }
         }
@@ -195,17 +211,18 @@ impl Streaming {
         let mut began = Instant::now();
         let mut received = 0;
         loop {
-            let boundary = match self.link.replication.next()? {
+            match self.link.replication.next()? {
                 None => break,
                 Some(Frame::XLogData { data, .. }) => {
                     received += data.len() as u64;
-                    self.intake.take(data)?
+                    self.intake.take(data)?;
                 }
                 Some(Frame::Keepalive { wal_end, reply_requested }) => {
                     Stats::lsn(&stats.server_lsn, wal_end);
                     if !self.intake.appender.in_transaction() {
                         self.intake.appender.reached(wal_end).map_err(diverged)?;
                         self.idle_at = self.idle_at.max(wal_end);
+                        self.intake.idle(wal_end);
                     }
                     if reply_requested {
                         self.reply = true;
@@ -213,9 +230,6 @@ impl Streaming {
                     }
                     continue;
                 }
-            };
-            if boundary == Boundary::Between && self.intake.hook().is_some() {
-                self.drain_hook().await?;
             }
             if self.intake.appender.has_ready() {
                 Stats::time(&stats.encode_ns, began.elapsed());
@@ -234,12 +248,12 @@ impl Streaming {
         Ok(received)
     }
 
-    /// Takes everything that the hook has to write at this point of the stream.
-    async fn drain_hook(&mut self) -> Result<(), CaptureError> {
-        while !self.gave_up && self.intake.take_from_hook() {
-            self.append().await?;
-        }
-        Ok(())
+    /// Whether rows of a backfill may be written now.
+    fn hook_may_write(&mut self) -> bool {
+        !self.gave_up
+            && !self.intake.appender.in_transaction()
+            && self.writer.unconfirmed_bytes() < HOOK_UNCONFIRMED_MAX
+            && self.intake.hook().is_some()
     }
 
     /// Hands finished batches to the journal, in order, and waits as long as it has no room; the server goes on
@@ -396,12 +410,14 @@ impl Streaming {
         stored && done && self.idle_at.max(self.intake.progress.confirmed()) >= target
     }
 
-    /// Waits for whatever comes first. Bytes from the server come last: the others are rare, and end.
+    /// Waits for whatever comes first. Bytes from the server come late: the others are rare, and end. A backfill's rows
+    /// come last.
     async fn wait(&mut self) -> Result<Wake, CaptureError> {
         let due = self.due();
         let token = self.intake.appender.run().token;
         let between = !self.intake.appender.in_transaction();
-        let mut hook = self.intake.hook().filter(|_| between);
+        let (more, may_write) = (self.hook_has_more, self.hook_may_write());
+        let mut hook = self.intake.hook().filter(|_| between && !more);
         tokio::select! {
             biased;
             () = self.parts.stop.cancelled() => Ok(Wake::Stop),
@@ -409,6 +425,7 @@ impl Streaming {
             chunk = self.control.next() => chunk.map(Wake::Control),
             () = std::future::poll_fn(|cx| hook.as_mut().map_or(Poll::Pending, |hook| hook.poll(cx))) => Ok(Wake::Hook),
             ended = self.link.filled(self.behind) => ended.map(|filled| if filled { Wake::Filled } else { Wake::Ending }),
+            () = std::future::ready(()), if more && may_write => Ok(Wake::Hook),
             () = sleep_until(due) => Ok(Wake::Due),
         }
     }

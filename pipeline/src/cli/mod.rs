@@ -1,5 +1,8 @@
 //! The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
+mod backfill;
+mod backfill_link;
+mod backfill_watch;
 mod dead_letters;
 mod doctor;
 mod epoch;
@@ -27,7 +30,8 @@ const EXIT_CODES: &str = "Exit codes:
   1  a check found something             70  a fault of the program
   2  wrong usage                         75  temporary: run it again
   3  done, but some rows are dead letters  77  a server refuses access
-  65 damaged or contradictory data       78  wrong configuration
+  4  another one holds what this needs   78  wrong configuration
+  65 damaged or contradictory data       124 deadline reached, progress saved
   130/143  a command was interrupted; `run` drains on SIGTERM and ends with 0";
 
 /// Streams the changes of a point-of-sale database into a journal and delivers them to connectors.
@@ -80,6 +84,8 @@ enum Command {
     Status(status::Arguments),
     /// Show the events of the journal as they are stored
     Tap(tap::Arguments),
+    #[command(subcommand)]
+    Backfill(backfill::Command),
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
     #[command(subcommand)]
@@ -142,6 +148,7 @@ impl Command {
             Command::Status(arguments) => arguments.format,
             Command::Validate(arguments) => arguments.format,
             Command::Tap(arguments) => arguments.failure_format(),
+            Command::Backfill(command) => command.format(),
             Command::DeadLetters(command) => command.format(),
             Command::Epoch(command) => command.format(),
             Command::Doctor(arguments) => arguments.format,
@@ -155,6 +162,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Run(arguments) => run::run(arguments, &settings, &registry).await,
         Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
+        Command::Backfill(command) => backfill::run(command, &settings, &registry).await,
         Command::DeadLetters(command) => dead_letters::run(command, &registry).await,
         Command::Epoch(command) => epoch::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,

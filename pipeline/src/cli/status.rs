@@ -65,7 +65,7 @@ async fn fetch(url: &str) -> Result<serde_json::Value, Failure> {
 }
 
 /// The innermost reason, which says most (`connection refused`).
-fn reason(error: &reqwest::Error) -> String {
+pub(super) fn reason(error: &reqwest::Error) -> String {
     let mut innermost: &dyn std::error::Error = error;
     while let Some(source) = innermost.source() {
         innermost = source;

@@ -169,6 +169,12 @@ const SOURCE: [Key; 11] = [
         "WAL that the server may keep for the slot: a warning at a quarter, an error at 60 %, at 90 % nothing is held back any more; max_slot_wal_keep_size counts when it is lower.",
     ),
     key("initial_load", Type::Bool, Default("true"), "Read the rows that are older than the slot, once."),
+    key(
+        "changed_at",
+        Type::PerTable(&Type::Column),
+        Optional("`--since` is refused"),
+        "An indexed column that every change of a row moves forward, by table: what `backfill start --since` goes by.",
+    ),
     key("allow_weak_auth", Type::Bool, Default("false"), "Accept password and md5 authentication beside SCRAM-SHA-256."),
 ];
 
@@ -179,13 +185,31 @@ const ADMIN: [Key; 1] = [key(
     "Address of /healthz, /readyz, /metrics and /api/status; without authentication, so keep it on loopback.",
 )];
 
+const PROTECT: [Key; 9] = [
+    key("timezone", Type::Text, Default("UTC"), "Time zone of `peak`, as America/Chicago."),
+    key("peak", Type::List(&Type::Text), Optional("no peak"), "When the source is busy, as `Mon-Fri 11:00-14:00` or `daily 17:00-21:30`."),
+    key("in_peak", Type::Choice(&["pause", "trickle"]), Default("pause"), "What backfills do in a peak."),
+    key("active_sessions", Type::Count(1, 10_000), Default("16"), "Other active sessions at the source from which backfills trickle."),
+    key("lock_waits", Type::Count(1, 10_000), Default("4"), "Sessions that wait for locks from which backfills trickle."),
+    key("replica_lag", Type::Duration(100, HOUR), Default("10s"), "Replay lag of the source's standbys from which backfills pause."),
+    key("wal_budget", Type::Size(MIB, TIB), Default("256MiB"), "WAL left before the slot is in danger below which backfills pause."),
+    key("capture_lag", Type::Size(MIB, TIB), Default("256MiB"), "WAL between source and journal from which backfills pause."),
+    key(
+        "sink_share",
+        Type::Count(1, 100),
+        Default("30"),
+        "Percent of what a target takes that backfills may use; the initial load is exempt.",
+    ),
+];
+
 /// Keys of a pipeline file.
-pub(crate) const PIPELINE: [Key; 6] = [
+pub(crate) const PIPELINE: [Key; 7] = [
     key("version", Type::Version, Required("version: 1"), "Version of this file format."),
     key("pipeline", Type::Name, Required("pipeline: shop"), "Name of the pipeline; part of producer names and `application_name`."),
     key("source", Type::Block(&SOURCE), Required("source: {name: pos, …}"), "The database that is captured."),
     key("journal", Type::OneOf(&JOURNAL), Required("journal: {local: {dir: ./journal}}"), "Where changes are stored."),
     key("admin", Type::Block(&ADMIN), Implied, "The admin endpoint."),
+    key("protect", Type::Block(&PROTECT), Implied, "What backfills spare the source and the targets."),
     key("connectors", Type::List(&Type::Path), Optional("nothing is delivered"), "Connector files."),
 ];
 

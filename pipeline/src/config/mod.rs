@@ -9,6 +9,7 @@
 //! Resolving is pure but for the secrets it is told to read (`${env:NAME}`, `${file:PATH}`); `validate` and `doctor`
 //! do the touching.
 
+pub mod calendar;
 mod check;
 mod document;
 mod keys;
@@ -19,6 +20,7 @@ pub mod settings;
 mod tree;
 pub mod units;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,8 +47,58 @@ pub struct Pipeline {
     pub journal: Journal,
     /// The admin endpoint.
     pub admin: Admin,
+    /// What backfills spare the source and the targets.
+    pub protect: Protect,
+    /// By `schema.table` an indexed column that every change of a row moves forward.
+    pub changed_at: BTreeMap<String, String>,
     /// What is delivered where.
     pub connectors: Vec<Connector>,
+}
+
+/// What backfills spare the source and the targets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Protect {
+    /// When the source is busy.
+    pub peak: Option<calendar::Calendar>,
+    /// What backfills do then.
+    pub in_peak: InPeak,
+    /// Other active sessions at the source from which backfills trickle.
+    pub active_sessions: u32,
+    /// Sessions that wait for locks from which backfills trickle.
+    pub lock_waits: u32,
+    /// Replay lag of the source's standbys from which backfills pause.
+    pub replica_lag: Duration,
+    /// WAL left before the slot is in danger below which backfills pause, in bytes.
+    pub wal_budget: u64,
+    /// WAL between source and journal from which backfills pause, in bytes.
+    pub capture_lag: u64,
+    /// Percent of what a target takes that backfills may use.
+    pub sink_share: u32,
+}
+
+/// What backfills do in a peak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InPeak {
+    /// Nothing.
+    #[default]
+    Pause,
+    /// Little.
+    Trickle,
+}
+
+impl Default for Protect {
+    fn default() -> Self {
+        Protect {
+            peak: None,
+            in_peak: InPeak::Pause,
+            active_sessions: 16,
+            lock_waits: 4,
+            replica_lag: Duration::from_secs(10),
+            wal_budget: 256 << 20,
+            capture_lag: 256 << 20,
+            sink_share: 30,
+        }
+    }
 }
 
 /// The database that is captured.

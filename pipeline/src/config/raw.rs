@@ -1,5 +1,6 @@
 //! From files to a [`Pipeline`]: reads, checks the files by themselves and against each other, then resolves.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use tillstream_connectors::registry::{self, Registry};
 use tillstream_schemas::Op;
 
+use super::calendar::{Calendar, Hours};
 use super::check::{Block, Checked, Checker, nearest};
 use super::document::{Document, Span};
 use super::keys;
@@ -14,8 +16,8 @@ use super::report::{Code, Problem, Report};
 use super::secrets::Environment;
 use super::tree::{self, Node, Value};
 use super::{
-    Admin, Compression, Connector, Delivery, HoldBack, Journal, LocalJournal, OnDelete, Pipeline, RabbitJournal, Retention, Retry, Source,
-    SourceTable,
+    Admin, Compression, Connector, Delivery, HoldBack, InPeak, Journal, LocalJournal, OnDelete, Pipeline, Protect, RabbitJournal,
+    Retention, Retry, Source, SourceTable,
 };
 
 /// What both journals keep when nothing is said: a week covers a long weekend and a day of repair.
@@ -119,6 +121,7 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
         }
         connectors.push(connector);
     }
+    let protect = top.block("protect").and_then(|block| protect(&mut checker, block));
     let sound = checker.problems.is_empty() && files.is_empty();
     report.add(&document, checker.problems);
     report.extend(files);
@@ -128,7 +131,15 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
     let journal = journal(top.block("journal")?)?;
     let source = source(top.block("source")?, tables, &journal)?;
     let listen = top.block("admin")?.address("listen")?;
-    let pipeline = Pipeline { name: top.text("pipeline")?, source, journal, admin: Admin { listen }, connectors };
+    let pipeline = Pipeline {
+        name: top.text("pipeline")?,
+        source,
+        journal,
+        admin: Admin { listen },
+        protect: protect?,
+        changed_at: changed_at(top.block("source")?),
+        connectors,
+    };
     Some(CheckedFile { path: path.to_owned(), pipeline, connectors: paths.into_iter().map(|(path, _)| path).collect() })
 }
 
@@ -151,14 +162,16 @@ fn source_tables(checker: &mut Checker<'_>, source: &Block) -> Vec<SourceTable> 
         }
         tables.push(SourceTable { schema, table, partition_by: None });
     }
-    let Some(Checked::PerTable(entries)) = source.get("partition_by").map(|item| item.value.clone()) else { return tables };
-    for (table, columns) in entries {
-        let (Checked::Table(schema, name), Checked::List(columns)) = (&table.value, &columns.value) else { continue };
-        let columns =
-            columns.iter().filter_map(|item| if let Checked::Text(text) = &item.value { Some(text.clone()) } else { None }).collect();
-        match tables.iter_mut().find(|t| t.schema == *schema && t.table == *name) {
-            Some(found) => found.partition_by = Some(columns),
-            None => unknown_table(checker, schema, name, table.span, &tables, "`source.tables`"),
+    for key in ["partition_by", "changed_at"] {
+        let Some(Checked::PerTable(entries)) = source.get(key).map(|item| item.value.clone()) else { continue };
+        for (table, columns) in entries {
+            let Checked::Table(schema, name) = &table.value else { continue };
+            let text = |item: &super::check::Item| if let Checked::Text(text) = &item.value { Some(text.clone()) } else { None };
+            match (tables.iter_mut().find(|t| t.schema == *schema && t.table == *name), &columns.value) {
+                (Some(found), Checked::List(columns)) => found.partition_by = Some(columns.iter().filter_map(text).collect()),
+                (Some(_), _) => {}
+                (None, _) => unknown_table(checker, schema, name, table.span, &tables, "`source.tables`"),
+            }
         }
     }
     tables
@@ -192,6 +205,49 @@ fn source(block: &Block, tables: Vec<SourceTable>, journal: &Journal) -> Option<
         wal_budget: block.size("wal_budget")?,
         initial_load: block.bool("initial_load")?,
         allow_weak_auth: block.bool("allow_weak_auth")?,
+    })
+}
+
+/// `changed_at` by `schema.table`.
+fn changed_at(source: &Block) -> BTreeMap<String, String> {
+    let Some(Checked::PerTable(entries)) = source.get("changed_at").map(|item| &item.value) else { return BTreeMap::new() };
+    let column = |(table, column): &(super::check::Item, super::check::Item)| match (&table.value, &column.value) {
+        (Checked::Table(schema, name), Checked::Text(column)) => Some((format!("{schema}.{name}"), column.clone())),
+        _ => None,
+    };
+    entries.iter().filter_map(column).collect()
+}
+
+fn protect(checker: &mut Checker<'_>, block: &Block) -> Option<Protect> {
+    let mut hours = Vec::new();
+    for item in block.list("peak") {
+        let Checked::Text(text) = &item.value else { continue };
+        match Hours::parse(text) {
+            Some(part) => hours.push(part),
+            None => {
+                let message = "this is no part of the week".to_owned();
+                let help = Some("write `Mon-Fri 11:00-14:00`, `Sat,Sun 10:00-15:00` or `daily 17:00-21:30`".to_owned());
+                checker.problem(Code::BadChoice, item.span, message, "not understood", help);
+            }
+        }
+    }
+    let zone = block.text("timezone")?;
+    let calendar = Calendar::new(&zone, hours);
+    if calendar.is_none()
+        && let Some(item) = block.get("timezone")
+    {
+        let help = Some("write a name of the time zone database, as `America/Chicago` or `Europe/Berlin`".to_owned());
+        checker.problem(Code::BadChoice, item.span, "this time zone is not known".to_owned(), "not a time zone", help);
+    }
+    Some(Protect {
+        peak: Some(calendar?).filter(|c| !c.is_empty()),
+        in_peak: if block.text("in_peak")? == "trickle" { InPeak::Trickle } else { InPeak::Pause },
+        active_sessions: block.count("active_sessions")?,
+        lock_waits: block.count("lock_waits")?,
+        replica_lag: block.duration("replica_lag")?,
+        wal_budget: block.size("wal_budget")?,
+        capture_lag: block.size("capture_lag")?,
+        sink_share: block.count("sink_share")?,
     })
 }
 

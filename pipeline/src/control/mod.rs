@@ -2,9 +2,9 @@
 //! and what was decided.
 //!
 //! ```text
-//!  capture    Session (as a fence) · Released · Cursor · LoadFinished · Snapshot ─┐
-//!  delivery   Lease · Checkpoint · DeadLetter · DeadLetterSettled ────────────────┼──▶ control log ──replay──▶ State
-//!  operator   Operator · RedriveRequested · DeadLetterSettled · Epoch · Audit ────┘
+//!  capture    Session (as a fence) · Released · Cursor · LoadFinished · Backfill · Snapshot ─┐
+//!  delivery   Lease · Checkpoint · DeadLetter · DeadLetterSettled ───────────────────────────┼──▶ control log ──replay──▶ State
+//!  operator   Operator · RedriveRequested · DeadLetterSettled · Epoch · Audit ───────────────┘
 //! ```
 //!
 //! Every fact has one owner and every process learns all facts by reading the same log, so any node can take over
@@ -15,6 +15,7 @@
 //! This module never reads data logs, never talks to PostgreSQL or to a target, and decides nothing: it stores and
 //! replays what others decided.
 
+mod backfill;
 mod encode;
 mod record;
 mod replay;
@@ -24,6 +25,7 @@ mod state;
 mod tests;
 mod writer;
 
+pub use backfill::{BackfillJob, BackfillOptions, BackfillSpec, BackfillState};
 pub use encode::{Stamp, encode};
 pub use record::{
     Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, Lease, LoadFinished, OpenLetter, Operator,

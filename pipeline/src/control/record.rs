@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tillstream_schemas::{Lineage, Lsn, Position};
 
 use super::ControlError;
+use super::backfill::BackfillJob;
 use crate::journal::Offset;
 
 /// The format version that this program writes.
@@ -50,6 +51,8 @@ pub enum Record {
     LoadFinished(LoadFinished),
     /// PostgreSQL may be told to forget WAL up to a position.
     Released(Released),
+    /// Where a backfill job stands.
+    Backfill(Box<BackfillJob>),
     /// A new epoch begins: history did not continue.
     Epoch(Epoch),
     /// Someone decided something.
@@ -326,15 +329,19 @@ pub struct Cursor {
     pub job: String,
     /// Schema and table, as `public.orders`.
     pub table: String,
+    /// Which part of the table: a partition, a range of keys, or both; empty when it is read as one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub part: String,
     /// The epoch in which it reads; a cursor of an earlier epoch counts for nothing.
     pub epoch: u32,
-    /// Chunks stored so far: the next chunk has this number.
+    /// One above the highest number of a stored chunk.
     pub chunk: u32,
     /// The attempt that the run uses for its chunks.
     pub attempt: u32,
-    /// Key of the last row read; `None` before the first.
+    /// Key of the last row read; before the first one of a range of keys that of the range before. Of rows asked for by
+    /// key how many were dealt with.
     pub after: Option<KeyTexts>,
-    /// The greatest key when the job began: rows above it come from the stream. `None` when the table was empty.
+    /// The greatest key of the part when the job began: rows above it come from the stream. `None` when there was none.
     pub bound: Option<KeyTexts>,
     /// Rows stored so far.
     pub rows: u64,
@@ -437,6 +444,9 @@ pub struct Snapshot {
     pub cursors: Vec<Cursor>,
     /// Finished backfills.
     pub loads: Vec<LoadFinished>,
+    /// Backfill jobs.
+    #[serde(default)]
+    pub backfills: Vec<BackfillJob>,
     /// The last audit records.
     pub audit: Vec<Audit>,
     /// The highest position of the present epoch that may be acknowledged.
@@ -504,7 +514,15 @@ impl Record {
     /// Whether only the capture run that holds the highest token may write it.
     #[must_use]
     pub fn is_capture_only(&self) -> bool {
-        matches!(self, Record::Session(_) | Record::Cursor(_) | Record::LoadFinished(_) | Record::Released(_) | Record::Snapshot(_))
+        matches!(
+            self,
+            Record::Session(_)
+                | Record::Cursor(_)
+                | Record::LoadFinished(_)
+                | Record::Released(_)
+                | Record::Backfill(_)
+                | Record::Snapshot(_)
+        )
     }
 }
 

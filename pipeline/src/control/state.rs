@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tillstream_schemas::{Header, Lsn};
 
 use super::ControlError;
+use super::backfill::{BackfillJob, BackfillState};
 use super::encode::digest;
 use super::record::{
     Audit, Checkpoint, Cursor, DeadLetter, Epoch, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested, Session, Snapshot,
@@ -66,7 +67,10 @@ pub struct State {
     checkpoints: BTreeMap<(String, u16), Checkpoint>,
     letters: BTreeMap<(String, String), Letter>,
     letter_bytes: usize,
-    cursors: BTreeMap<(String, String), Cursor>,
+    /// By job, table and part.
+    cursors: BTreeMap<(String, String, String), Cursor>,
+    /// By id.
+    backfills: BTreeMap<String, BackfillJob>,
     loads: BTreeMap<String, LoadFinished>,
     audit: VecDeque<Audit>,
     assemblies: BTreeMap<String, Assembly>,
@@ -80,6 +84,8 @@ impl State {
     pub const LETTER_BYTES_MAX: usize = 16 << 20;
     /// Most open dead letters; bounds what a letter takes beside its body.
     pub const LETTERS_MAX: usize = 10_000;
+    /// Backfill jobs kept: a year of weekly ones and a month of hourly ones. The oldest that is over goes first.
+    pub const BACKFILLS_MAX: usize = 800;
     /// Audit records kept at hand; older ones stay in the log until retention drops them.
     pub const AUDIT_MAX: usize = 256;
     /// Pieces whose writer died are forgotten when another takes its place, or after so many offsets: they must not
@@ -182,10 +188,20 @@ impl State {
         Ok(())
     }
 
-    /// How far a backfill job is in a table.
+    /// How far a backfill job is in the parts of its tables.
+    pub fn cursors_of(&self, job: &str) -> impl Iterator<Item = &Cursor> {
+        self.cursors.range((job.to_owned(), String::new(), String::new())..).map(|(_, c)| c).take_while(move |c| c.job == job)
+    }
+
+    /// Backfill jobs by id.
+    pub fn backfills(&self) -> impl Iterator<Item = &BackfillJob> {
+        self.backfills.values()
+    }
+
+    /// A backfill job.
     #[must_use]
-    pub fn cursor(&self, job: &str, table: &str) -> Option<&Cursor> {
-        self.cursors.get(&(job.to_owned(), table.to_owned()))
+    pub fn backfill(&self, id: &str) -> Option<&BackfillJob> {
+        self.backfills.get(id)
     }
 
     /// All cursors.
@@ -282,7 +298,7 @@ impl State {
             Record::DeadLetterSettled(settled) if fresh => self.remove_letter((settled.connector, settled.event_id)),
             Record::RedriveRequested(request) if fresh => self.request_redrive(&request),
             Record::Cursor(cursor) => {
-                let key = (cursor.job.clone(), cursor.table.clone());
+                let key = (cursor.job.clone(), cursor.table.clone(), cursor.part.clone());
                 let rank = |c: &Cursor| (c.epoch, c.chunk, c.attempt, c.done);
                 if self.cursors.get(&key).is_none_or(|held| rank(&cursor) >= rank(held)) {
                     self.cursors.insert(key, cursor);
@@ -291,6 +307,7 @@ impl State {
             Record::LoadFinished(load) => {
                 self.loads.insert(load.job.clone(), load);
             }
+            Record::Backfill(job) if fresh => self.apply_backfill(*job),
             Record::Released(released) => {
                 if released.epoch == self.epoch {
                     self.released = self.released.max(Some(released.upto));
@@ -317,6 +334,7 @@ impl State {
             Record::DeadLetter(_)
             | Record::DeadLetterSettled(_)
             | Record::RedriveRequested(_)
+            | Record::Backfill(_)
             | Record::Audit(_)
             | Record::Snapshot(_)
             | Record::Piece(_) => {}
@@ -337,6 +355,23 @@ impl State {
             for load in self.loads.values_mut() {
                 load.epoch = begun.epoch;
             }
+            for job in self.backfills.values_mut() {
+                job.epoch = begun.epoch;
+            }
+        }
+    }
+
+    fn apply_backfill(&mut self, job: BackfillJob) {
+        if matches!(job.state, BackfillState::Done | BackfillState::Cancelled) {
+            // Nothing resumes behind them.
+            self.cursors.retain(|_, c| c.job != job.job);
+        }
+        self.backfills.insert(job.id.clone(), job);
+        while self.backfills.len() > Self::BACKFILLS_MAX {
+            let over = self.backfills.values().filter(|j| j.state.is_over());
+            let Some(oldest) = over.min_by_key(|j| j.at_ms).map(|j| (j.id.clone(), j.job.clone())) else { break };
+            self.backfills.remove(&oldest.0);
+            self.cursors.retain(|_, c| c.job != oldest.1);
         }
     }
 
@@ -448,6 +483,7 @@ impl State {
             dead_letters: self.letters.values().map(open).collect(),
             cursors: self.cursors.values().cloned().collect(),
             loads: self.loads.values().cloned().collect(),
+            backfills: self.backfills.values().cloned().collect(),
             audit: self.audit.iter().cloned().collect(),
             released: self.released,
             at_ms: now_ms(),
@@ -465,7 +501,8 @@ impl State {
         for open in snapshot.dead_letters {
             state.insert_letter(open.letter, open.redrive_requested);
         }
-        state.cursors = snapshot.cursors.into_iter().map(|c| ((c.job.clone(), c.table.clone()), c)).collect();
+        state.cursors = snapshot.cursors.into_iter().map(|c| ((c.job.clone(), c.table.clone(), c.part.clone()), c)).collect();
+        state.backfills = snapshot.backfills.into_iter().map(|j| (j.id.clone(), j)).collect();
         state.loads = snapshot.loads.into_iter().map(|l| (l.job.clone(), l)).collect();
         state.audit = snapshot.audit.into();
         state

@@ -234,6 +234,7 @@ fn cursor(chunk: u32, attempt: u32) -> Record {
     Record::Cursor(Cursor {
         job: "load".to_owned(),
         table: "public.orders".to_owned(),
+        part: String::new(),
         epoch: 1,
         chunk,
         attempt,
@@ -308,7 +309,7 @@ fn the_highest_lease_wins_then_the_highest_offset() {
 fn a_fenced_off_run_moves_no_cursor() {
     let state = applied(&[(1, session(1, "a")), (1, cursor(1, 0)), (2, session(2, "b")), (1, cursor(9, 0)), (2, cursor(1, 1))]);
     assert_eq!(state.token(), 2);
-    assert_eq!(state.cursor("load", "public.orders").map(|c| (c.chunk, c.attempt)), Some((1, 1)));
+    assert_eq!(state.cursors_of("load").next().map(|c| (c.chunk, c.attempt)), Some((1, 1)));
     let state = applied(&[(2, session(2, "a")), (2, session(2, "b"))]);
     assert_eq!(state.session().map(|s| s.nonce.as_str()), Some("a"));
     assert_eq!(state.rival().map(|s| s.nonce.as_str()), Some("b"));

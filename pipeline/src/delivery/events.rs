@@ -124,6 +124,9 @@ impl Selection {
         if !self.ops.contains(&op) || (op == Op::Delete && self.on_delete == OnDelete::Ignore) || (op == Op::Truncate && !self.truncates) {
             return false;
         }
+        if event.connector().is_some_and(|only| only != self.connector) {
+            return false;
+        }
         match (event.schema(), event.table()) {
             (Some(schema), Some(table)) => self.tables.get(schema).is_some_and(|t| t.contains(table)),
             // A message belongs to no table.

@@ -1,4 +1,5 @@
-//! The admin endpoint: `/healthz /readyz /metrics /api/status`. It only looks; it has no authentication and belongs on loopback.
+//! The admin endpoint: `/healthz /readyz /metrics /api/status`, which only look, and `/api/backfills`. It has no authentication and belongs
+//! on loopback.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::observer::Observer;
-use super::{metrics, status};
+use super::{backfills, metrics, status};
 
 /// Takes the address. Serving begins with [`serve`].
 ///
@@ -29,6 +30,7 @@ pub async fn serve(listener: tokio::net::TcpListener, observer: Arc<Observer>) {
         .route("/readyz", get(ready))
         .route("/metrics", get(exposition))
         .route("/api/status", get(async |State(observer): State<Arc<Observer>>| Json(status::document(&observer))))
+        .merge(backfills::routes())
         .with_state(observer);
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the admin endpoint ended");

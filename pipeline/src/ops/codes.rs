@@ -27,7 +27,7 @@ const WAITS: &str = "Nothing is lost: PostgreSQL keeps its WAL and the journal i
 const STOPS: &str = "Capture stops; nothing is lost while PostgreSQL keeps the slot's WAL. Delivery of what is stored goes on.";
 const CONNECTOR_STOPS: &str = "This connector stops at its checkpoint; other connectors and capture go on. Nothing is skipped.";
 
-use Class::{Bug, Check, Config, Data, Permission, Temporary, Unavailable, Usage};
+use Class::{Bug, Check, Config, Data, Locked, Permission, Temporary, Unavailable, Usage};
 
 /// All of them, by code.
 #[rustfmt::skip] // One line an entry: a table.
@@ -163,6 +163,23 @@ pub const ALL: &[Explanation] = &[
     entry("delivery.redrive_impossible", Data, "A dead letter's event was too large to be kept, so it cannot be sent again.", "It stays a dead letter.", "Load the row again from the source."),
     entry("delivery.sink_answer", Bug, "A sink reported more outcomes than it was given events.", CONNECTOR_STOPS, "Report it with the sink's kind and the version."),
     entry("delivery.unknown_mark", Data, "The target holds a mark of a form that this program does not know.", CONNECTOR_STOPS, "Use the program's version that wrote it, or a later one."),
+    entry("backfill.bad_request", Usage, "A request for a backfill contradicts itself.", NOTHING_STARTED, "Mend what the message names; `tillstream backfill start --help`."),
+    entry("backfill.bad_where", Usage, "The condition of a backfill is not one SQL expression, or the server does not take it.", NOTHING_STARTED, "Write one expression over the table's columns, as \"tier >= 2\"."),
+    entry("backfill.cancelled", Temporary, "A backfill was cancelled by somebody else.", "What it stored stays; its progress counts for nothing.", "Start it again under its id, from the beginning."),
+    entry("backfill.deadline", Temporary, "A backfill reached its deadline.", "What it stored stays, and so does its progress.", "Start it again under its id: it goes on where it was."),
+    entry("backfill.id_taken", Config, "Another request has this id.", NOTHING_STARTED, "Use another id, or ask for the same."),
+    entry("backfill.no_session", Unavailable, "Capture does not stream, so a backfill cannot store anything.", "Nothing was started; running backfills go on with the next session.", "`tillstream status` tells what capture waits for."),
+    entry("backfill.over", Config, "A backfill is over, so it cannot be paused, resumed or cancelled.", "Nothing was changed.", "Start one with another id."),
+    entry("backfill.paused", Temporary, "A backfill was paused by somebody.", "What it stored stays, and so does its progress.", "`tillstream backfill resume ID`, or start it again under its id."),
+    entry("backfill.pipeline_runs", Locked, "A pipeline has the slot, so a backfill of its own process cannot have it.", NOTHING_STARTED, "Leave --standalone out: the backfill then runs in the pipeline."),
+    entry("backfill.running", Locked, "A backfill reads the same table already, and the request said to fail then.", NOTHING_STARTED, "Wait for it, or say --if-running=skip or attach."),
+    entry("backfill.since_undeclared", Config, "Nothing says which column tells when a row of the table changed.", NOTHING_STARTED, "Declare an indexed column that every change moves forward: source.changed_at: {public.orders: updated_at}."),
+    entry("backfill.too_slow", Unavailable, "Reading a single row takes longer than half a minute, or its lock is not to be had.", "The backfill stops; its progress is kept.", "See what holds the table's lock, or narrow the condition."),
+    entry("backfill.unknown", Usage, "There is no backfill of that id.", "Nothing was changed.", "`tillstream backfill list` shows all."),
+    entry("backfill.unknown_column", Config, "A column is not there or not published.", NOTHING_STARTED, "Correct the name, or add it to the publication."),
+    entry("backfill.unknown_connector", Config, "The connector does not exist or takes no rows of backfills.", NOTHING_STARTED, "Correct the name, or add `read` to its `from.ops`."),
+    entry("backfill.unknown_table", Config, "The table is not captured, or the connector does not take it.", NOTHING_STARTED, "Correct the name, or add it to the lists named."),
+    entry("backfill.where_unindexed", Config, "No index serves the condition, so each chunk would look at the whole table.", NOTHING_STARTED, "Create the index named, or say --allow-scan."),
     entry("backfill.no_key", Config, "A table has no key to read it in chunks.", "Its older rows are not loaded; its changes are captured.", "Add a primary key."),
     entry("backfill.no_permission", Permission, "The reading role may not read a table, or a row security policy hides rows.", "Its older rows are not loaded; its changes are captured.", "Grant SELECT on the published columns to the role of `backfill_url`."),
     entry("backfill.not_a_table", Config, "Foreign tables and views are not read.", "Its older rows are not loaded.", "Name the table itself."),

@@ -15,6 +15,8 @@ pub enum Class {
     Check,
     /// The command line is wrong.
     Usage,
+    /// Another one holds what this one needs.
+    Locked,
     /// Data is damaged or contradicts itself.
     Data,
     /// A server is away.
@@ -36,6 +38,7 @@ impl Class {
         match self {
             Class::Check => 1,
             Class::Usage => 2,
+            Class::Locked => 4,
             Class::Data => 65,
             Class::Unavailable => 69,
             Class::Bug => 70,
@@ -51,6 +54,7 @@ impl Class {
         match self {
             Class::Check => "check",
             Class::Usage => "usage",
+            Class::Locked => "locked",
             Class::Data => "data",
             Class::Unavailable => "unavailable",
             Class::Bug => "bug",

@@ -67,14 +67,7 @@ fn samples(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
     match metric.name {
         n if n == names::BUILD_INFO.name => vec![(vec![env!("CARGO_PKG_VERSION").to_owned()], 1.0)],
         n if n == names::UPTIME.name => vec![(Vec::new(), observer.started.elapsed().as_secs_f64())],
-        n if n == names::BACKFILL_ROWS.name => {
-            let progress = observer.observed.backfill.as_ref().map(|b| b.progress());
-            progress.into_iter().flat_map(|p| p.tables).map(|t| (vec![t.table], t.rows as f64)).collect()
-        }
-        n if n == names::BACKFILL_FINISHED.name => {
-            let finished = |b: &std::sync::Arc<crate::backfill::Stats>| (Vec::new(), f64::from(u8::from(b.is_finished())));
-            observer.observed.backfill.as_ref().map(finished).into_iter().collect()
-        }
+        n if n.starts_with("tillstream_backfill_") => backfills(observer, metric),
         n if n == names::JOURNAL_LAST_OFFSET.name => {
             observer.last_offsets().into_iter().map(|(p, last)| (vec![p.to_string()], last as f64)).collect()
         }
@@ -82,6 +75,43 @@ fn samples(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
             delivery(observer, metric)
         }
         _ => capture(observer, metric),
+    }
+}
+
+/// Jobs that are not over, and of those that are done the last under each connector: an id is new each night, so it must not
+/// become a label for ever.
+fn backfills(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
+    let Some(backfill) = &observer.observed.backfill else { return Vec::new() };
+    let load = backfill.stats();
+    match metric.name {
+        n if n == names::BACKFILL_ROWS.name => load.progress().tables.into_iter().map(|t| (vec![t.table], t.rows as f64)).collect(),
+        n if n == names::BACKFILL_FINISHED.name => vec![(Vec::new(), f64::from(u8::from(load.is_finished())))],
+        n if n == names::BACKFILL_LAST_SUCCESS.name => {
+            let mut last = std::collections::BTreeMap::<String, f64>::new();
+            for view in backfill.list() {
+                if let (Some(at), Some(table)) = (view.finished_at_ms, view.spec.tables.first()) {
+                    let entry = last.entry(table.clone()).or_default();
+                    *entry = entry.max(at as f64 / 1000.0);
+                }
+            }
+            last.into_iter().map(|(table, at)| (vec![table], at)).collect()
+        }
+        n => {
+            let running = backfill.list().into_iter().filter(|v| !v.state.is_over());
+            match n {
+                n if n == names::BACKFILL_RUNNING.name => vec![(Vec::new(), running.count() as f64)],
+                n if n == names::BACKFILL_RATIO.name => running.filter_map(|v| Some((vec![v.id], v.ratio?))).collect(),
+                n if n == names::BACKFILL_ETA.name => running.filter_map(|v| Some((vec![v.id], v.progress.eta_seconds? as f64))).collect(),
+                n if n == names::BACKFILL_THROTTLED.name => {
+                    let mut all = std::collections::BTreeMap::<&'static str, f64>::new();
+                    for (cause, seconds) in backfill.list().into_iter().flat_map(|v| v.progress.throttled_seconds) {
+                        *all.entry(cause).or_default() += seconds;
+                    }
+                    all.into_iter().map(|(cause, seconds)| (vec![cause.to_owned()], seconds)).collect()
+                }
+                _ => Vec::new(),
+            }
+        }
     }
 }
 

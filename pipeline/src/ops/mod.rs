@@ -1,6 +1,7 @@
 //! Operations: what observes the loops, sends them commands, and says how things stand.
 
 pub mod admin;
+mod backfills;
 pub mod codes;
 pub mod doctor;
 pub mod epoch;
@@ -11,4 +12,5 @@ pub mod observer;
 pub mod process;
 pub mod references;
 pub mod setup;
+pub mod standalone;
 pub mod status;

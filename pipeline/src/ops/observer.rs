@@ -39,8 +39,8 @@ pub struct Observed {
     pub journal: Arc<dyn Journal>,
     /// Capture's numbers; `None` when this process does not capture.
     pub capture: Option<Arc<capture::stats::Stats>>,
-    /// The initial load's numbers; `None` when this process does not capture.
-    pub backfill: Option<Arc<backfill::Stats>>,
+    /// The backfills; `None` when this process does not capture.
+    pub backfill: Option<Arc<backfill::Backfill>>,
     /// Delivery's numbers; `None` when this process does not deliver.
     pub delivery: Option<Arc<delivery::stats::Stats>>,
     /// The connectors.

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::failure::{Class, Failure};
 use super::observer::{ConnectorInfo, Observed, Observer};
 use super::{admin, failure};
-use crate::backfill::Backfill;
+use crate::backfill::{self, Backfill, SessionHooks};
 use crate::capture::catalog::StartFacts;
 use crate::capture::{self, CaptureError, CaptureParts, catalog, wire::PgSource};
 use crate::config::Pipeline;
@@ -101,9 +101,10 @@ impl Process {
         let journal = journal::open(&pipeline.journal, &format!("tillstream {}", pipeline.name))?;
         let (captures, delivers) = (options.only != Some(Only::Delivery), options.only != Some(Only::Capture));
         let capture_stats = Arc::new(capture::Stats::default());
-        let backfill = Arc::new(Backfill::new(&pipeline.source, &pipeline.name));
         let names: Vec<&str> = if delivers { pipeline.connectors.iter().map(|c| c.name.as_str()).collect() } else { Vec::new() };
         let delivery_stats = delivery::Stats::new(names);
+        let backfill =
+            Backfill::new(backfill_settings(&pipeline), Some(pressure(&capture_stats, delivers.then_some(&delivery_stats), &pipeline)));
         let info = |c: &crate::config::Connector| ConnectorInfo {
             name: c.name.clone(),
             kind: c.kind,
@@ -115,7 +116,7 @@ impl Process {
             journal_kind: std::sync::Mutex::default(),
             journal: Arc::clone(&journal),
             capture: captures.then(|| Arc::clone(&capture_stats)),
-            backfill: captures.then(|| backfill.stats()),
+            backfill: captures.then(|| Arc::clone(&backfill)),
             delivery: delivers.then(|| Arc::clone(&delivery_stats)),
             connectors: pipeline.connectors.iter().map(info).collect(),
             control: OnceLock::new(),
@@ -208,7 +209,7 @@ impl Process {
             source: Arc::new(PgSource::new(&self.pipeline.source, &self.pipeline.name)),
             journal: Arc::clone(&self.journal),
             settings: capture::Settings::new(&self.pipeline, facts.primary_keys(), owner()),
-            hooks: Some(Arc::clone(&self.backfill) as Arc<dyn capture::hook::Hooks>),
+            hooks: Some(Arc::new(SessionHooks(Arc::clone(&self.backfill)))),
             stats: Arc::clone(&self.capture_stats),
             stop,
         };
@@ -298,6 +299,45 @@ impl Process {
     }
 }
 
+/// What a pipeline's backfills need to know of it.
+pub(crate) fn backfill_settings(pipeline: &Pipeline) -> backfill::Settings {
+    let takes_reads = |c: &&crate::config::Connector| c.ops.contains(&tillstream_schemas::Op::Read);
+    let connector = |c: &crate::config::Connector| (c.name.clone(), c.tables.iter().map(|(s, t)| format!("{s}.{t}")).collect());
+    backfill::Settings {
+        source: pipeline.source.clone(),
+        pipeline: pipeline.name.clone(),
+        protect: pipeline.protect.clone(),
+        changed_at: pipeline.changed_at.clone(),
+        connectors: pipeline.connectors.iter().filter(takes_reads).map(connector).collect(),
+    }
+}
+
+/// Tells the backfills' brakes how capture and delivery are doing.
+fn pressure(capture: &Arc<capture::Stats>, delivery: Option<&Arc<delivery::Stats>>, pipeline: &Pipeline) -> backfill::Ask {
+    let (capture, delivery) = (Arc::clone(capture), delivery.map(Arc::clone));
+    let lanes: Vec<(String, u64)> = pipeline
+        .connectors
+        .iter()
+        .filter(|c| c.ops.contains(&tillstream_schemas::Op::Read))
+        .map(|c| (c.name.clone(), u64::from(c.delivery.lanes.get())))
+        .collect();
+    Arc::new(move || {
+        use std::sync::atomic::Ordering::Relaxed;
+        let connectors = delivery.iter().flat_map(|d| d.connectors()).filter_map(|c| {
+            let (name, lanes) = lanes.iter().find(|(name, _)| name == c.name())?;
+            let partitions = c.partitions();
+            Some(backfill::ConnectorPressure {
+                name: name.clone(),
+                settled: c.delivered.load(Relaxed) + c.absorbed.load(Relaxed) + c.rejected.load(Relaxed),
+                busy_us: c.busy_us.load(Relaxed),
+                lanes: lanes * partitions.len().max(1) as u64,
+                behind: partitions.values().map(|p| p.read.0.saturating_sub(p.settled.0)).sum(),
+            })
+        });
+        backfill::Pressure { capture_lag_bytes: super::observer::lag_bytes(&capture), connectors: connectors.collect() }
+    })
+}
+
 /// An error that knows whether trying again can help.
 trait Transient: Into<Failure> {
     fn is_transient(&self) -> bool;
@@ -340,7 +380,7 @@ async fn joined(task: &mut Loop<()>) -> Result<(), Failure> {
 }
 
 /// Host and process, for people who look at leases and sessions.
-fn owner() -> String {
+pub(crate) fn owner() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = host.trim();
     format!("{}:{}", if host.is_empty() { "host" } else { host }, std::process::id())

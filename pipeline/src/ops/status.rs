@@ -37,7 +37,8 @@ pub fn document(observer: &Observer) -> Value {
         "not_ready": observer.not_ready(),
         "source": source(observer, &rates),
         "journal": journal(observer),
-        "initial_load": observer.observed.backfill.as_ref().map(|b| b.progress()),
+        "initial_load": observer.observed.backfill.as_ref().map(|b| b.stats().progress()),
+        "backfills": observer.observed.backfill.as_ref().map(|b| b.list().into_iter().filter(|v| v.id != crate::backfill::INITIAL_LOAD_ID && v.state == crate::control::BackfillState::Running).collect::<Vec<_>>()),
         "connectors": connectors(observer, &rates),
         "slowest_stage": slowest.map(|(stage, share)| json!({"stage": stage, "utilisation": rounded(*share)})),
         "utilisation": rates.utilisation.iter().map(|(stage, share)| (stage.clone(), rounded(*share).into())).collect::<serde_json::Map<_, _>>(),
@@ -176,11 +177,21 @@ pub fn screen(status: &Value) -> String {
         let rows: u64 = tables.iter().filter_map(|t| t["rows"].as_u64()).sum();
         let done = tables.iter().filter(|t| t["state"].as_str() == Some("done")).count();
         out.push_str(&format!("initial load: {done} of {} tables done, {rows} rows read", tables.len()));
-        out.push_str(&load["waiting"].as_str().map_or_else(|| "\n".to_owned(), |why| format!("; waits: {why}\n")));
+        out.push_str(&load["waiting"].as_str().map_or_else(String::new, |why| format!("; waits: {why}")));
+        out.push_str(&load["slowed_by"].as_str().map_or_else(String::new, |why| format!("; slowed by: {why}")));
+        out.push('\n');
         for table in tables.iter().filter(|t| t["code"].is_string()) {
             let text = |key: &str| table[key].as_str().unwrap_or("-").to_owned();
             out.push_str(&format!("  {}: {}: {}\n", text("table"), text("code"), text("message")));
         }
+    }
+    for job in status["backfills"].as_array().into_iter().flatten() {
+        let percent = job["ratio"].as_f64().map_or_else(String::new, |r| format!(", {:.0} %", r * 100.0));
+        out.push_str(&format!("backfill {}: {} rows{percent}", job["id"].as_str().unwrap_or("-"), job["rows"]));
+        for (key, word) in [("slowed_by", "slowed by"), ("waiting", "waits")] {
+            out.push_str(&job["progress"][key].as_str().map_or_else(String::new, |why| format!("; {word}: {why}")));
+        }
+        out.push('\n');
     }
     let journal = &status["journal"];
     out.push_str(&line(format!("journal {}", journal["kind"].as_str().unwrap_or("-")), journal));

@@ -72,6 +72,11 @@ metrics! {
     DELIVERY_REPEATS Counter "tillstream_delivery_repeats" ["connector"] "Repeated entries that were dropped";
     BACKFILL_ROWS Gauge "tillstream_backfill_rows" ["table"] "Rows of the table that the initial load has stored";
     BACKFILL_FINISHED Gauge "tillstream_backfill_finished" [] "1 once the initial load has nothing left to read";
+    BACKFILL_RUNNING Gauge "tillstream_backfill_running" [] "Backfills that are not over, the initial load included";
+    BACKFILL_RATIO Gauge "tillstream_backfill_progress_ratio" ["id"] "How much of a running backfill is done, 0 to 1, by the server's estimates";
+    BACKFILL_ETA Gauge "tillstream_backfill_eta_seconds" ["id"] "Time until a running backfill is done, if it goes on like this";
+    BACKFILL_THROTTLED Gauge "tillstream_backfill_throttled_seconds" ["cause"] "Time that readers of backfills waited, by cause";
+    BACKFILL_LAST_SUCCESS Gauge "tillstream_backfill_last_success_timestamp_seconds" ["table"] "When a backfill of the table was done last, since the Unix epoch";
     DEAD_LETTERS Gauge "tillstream_dead_letters" ["connector"] "Open dead letters";
 }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use secrecy::SecretString;
-use tillstream::backfill::Backfill;
+use tillstream::backfill::{self, Backfill, SessionHooks};
 use tillstream::capture::catalog::Catalog;
 use tillstream::capture::wire::PgSource;
 use tillstream::capture::{self, CaptureError, CaptureParts, Mode, Settings, Stopped};
-use tillstream::config::{self, HoldBack, Retention, Source, SourceTable};
+use tillstream::config::{self, HoldBack, Protect, Retention, Source, SourceTable};
 use tillstream::control::{self, State};
 use tillstream::delivery::filter::{Filter, FilterError, Verdict};
 use tillstream::journal::local::LocalJournal;
@@ -26,6 +26,7 @@ pub(super) struct Bench {
     pub(super) database: Database,
     pub(super) journal: Arc<dyn Journal>,
     pub(super) source: Source,
+    pub(super) changed_at: BTreeMap<String, String>,
 }
 
 /// A capture run.
@@ -64,7 +65,7 @@ impl Bench {
         let two = std::num::NonZeroU16::new(2).expect("not zero");
         let journal = LocalJournal::new(&config::LocalJournal { dir: scratch(name), partitions: two, retention: Retention::default() });
         journal.set_up().await.expect("a journal");
-        Bench { database, journal: Arc::new(journal), source }
+        Bench { database, journal: Arc::new(journal), source, changed_at: BTreeMap::new() }
     }
 
     async fn parts(&self) -> (CaptureParts, Arc<Backfill>) {
@@ -77,12 +78,19 @@ impl Bench {
             owner: "test".to_owned(),
             seed: None,
         };
-        let backfill = Arc::new(Backfill::new(&self.source, "test"));
+        let settings_of = backfill::Settings {
+            source: self.source.clone(),
+            pipeline: "test".to_owned(),
+            protect: Protect::default(),
+            changed_at: self.changed_at.clone(),
+            connectors: Vec::new(),
+        };
+        let backfill = Backfill::new(settings_of, None);
         let parts = CaptureParts {
             source: Arc::new(PgSource::new(&self.source, "test")),
             journal: self.journal.clone(),
             settings,
-            hooks: Some(backfill.clone()),
+            hooks: Some(Arc::new(SessionHooks(backfill.clone()))),
             stats: Arc::default(),
             stop: CancellationToken::new(),
         };

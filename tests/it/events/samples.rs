@@ -234,7 +234,7 @@ fn others(server: &mut Server) {
     let mut values: Vec<Option<String>> = values.iter().map(|v| Some((*v).to_owned())).collect();
     values[7] = None;
     let id = "e1-binitial-public.order_item-12.0-44".to_owned();
-    let read = ReadRow { table, id, values, as_of: Position::new(1, Lsn(0x16_B3800), 0), row: 44 };
+    let read = ReadRow { table, id, values: values.into(), scope: None, gone: false, as_of: Position::new(1, Lsn(0x16_B3800), 0), row: 44 };
     let mut body = Vec::new();
     encode::read(&mut body, &read);
     server.samples.push(Sample { name: "event-read", body });

@@ -67,7 +67,8 @@ impl Load {
             ids.push(id.clone());
             let note = "y".repeat(if self.dice.chance(5) { 5_000 } else { 30 });
             let values = vec![Some(self.dice.within(1, 12).to_string()), Some(note)];
-            self.queue.push_back(Write::Row(ReadRow { table: self.table.clone(), id, values, as_of, row }));
+            let read = ReadRow { table: self.table.clone(), id, values: values.into(), scope: None, gone: false, as_of, row };
+            self.queue.push_back(Write::Row(read));
         }
         self.checker.promised(number, ids);
         self.next += 1;
@@ -75,6 +76,7 @@ impl Load {
         let cursor = Cursor {
             job: "model".to_owned(),
             table: "public.orders".to_owned(),
+            part: String::new(),
             epoch: self.epoch,
             chunk: 1,
             attempt: 0,
@@ -90,6 +92,10 @@ impl Load {
 }
 
 impl Hook for Load {
+    fn watches(&self) -> bool {
+        true
+    }
+
     fn begin(&mut self, _xid: u32, commit_lsn: Lsn) {
         assert!(!self.inside, "transactions do not nest");
         (self.inside, self.at) = (true, commit_lsn);
@@ -112,6 +118,10 @@ impl Hook for Load {
         if self.dice.chance(15) {
             self.hand_over();
         }
+    }
+
+    fn idle(&mut self, _reached: Lsn) {
+        assert!(!self.inside);
     }
 
     fn write(&mut self) -> Option<Write> {
