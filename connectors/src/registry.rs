@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::http::HttpKind;
-use crate::sink::{Idempotency, LaneId, OnDelete, Sink};
+use crate::sink::{Compare, Idempotency, LaneId, OnDelete, Sink};
 use crate::sql::SqlKind;
 
 /// One problem in a `to:` block, by path within the block (`tables.public.stock_txn.key`).
@@ -39,6 +39,11 @@ pub trait Target: Send + Sync + std::fmt::Debug {
 
     /// One lane's sink. Starts nothing.
     fn build(&self, lane: LaneId, on_delete: OnDelete) -> Box<dyn Sink>;
+
+    /// What compares the target with the source; `None` for targets that cannot be read. Starts nothing.
+    fn compare(&self) -> Option<Box<dyn Compare>> {
+        None
+    }
 }
 
 /// One kind of sink: the key below `to:`.

@@ -142,3 +142,22 @@ pub trait Sink: Send {
     /// Attempts the batch. `Err` means nothing is known of it.
     async fn deliver(&mut self, batch: &Batch) -> Result<Vec<Outcome>, SinkError>;
 }
+
+/// Compares what a target holds with what it should hold. Changes nothing.
+#[async_trait]
+pub trait Compare: Send {
+    /// The key's columns of a source table and the others that are written; `None` for a table that the target does not take.
+    fn columns(&self, schema: &str, table: &str) -> Option<(Vec<String>, Vec<String>)>;
+
+    /// A digest of the rows with these keys, in their order: SHA-256, hexadecimal, of `-` for a row that is not there, else
+    /// of `+` and each column as `~` for NULL or `<bytes>:<text>`. Equal digests are equal rows; different ones may differ
+    /// in how types are printed alone.
+    async fn digest(&mut self, schema: &str, table: &str, keys: &[Vec<String>]) -> Result<String, SinkError>;
+
+    /// Which of these items, all of one table, the target does not hold as they are; of a deletion whether the row is
+    /// there. Indexes, rising.
+    async fn differing(&mut self, items: &[Item]) -> Result<Vec<usize>, SinkError>;
+
+    /// The next keys that the target holds, in its own order.
+    async fn keys_after(&mut self, schema: &str, table: &str, after: Option<&[String]>, limit: u32) -> Result<Vec<Vec<String>>, SinkError>;
+}

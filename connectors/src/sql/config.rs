@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::compare::SqlCompare;
 use super::connect::Address;
 use super::sink::SqlSink;
 use crate::block::{Block, names, problem, table_name};
 use crate::registry::{Kind, Problem, SinkPlan, Target};
-use crate::sink::{Idempotency, LaneId, OnDelete, Sink};
+use crate::sink::{Compare, Idempotency, LaneId, OnDelete, Sink};
 
 /// One target table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,6 +142,10 @@ impl Target for SqlTarget {
 
     fn build(&self, lane: LaneId, on_delete: OnDelete) -> Box<dyn Sink> {
         Box::new(SqlSink::new(self.config.clone(), lane, on_delete))
+    }
+
+    fn compare(&self) -> Option<Box<dyn Compare>> {
+        Some(Box::new(SqlCompare::new(self.config.clone())))
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) struct Column {
     pub(super) quoted: String,
     /// Its type without length or precision: a cast to `varchar(3)` would cut a text that assignment refuses.
     pub(super) cast: String,
+    /// Its type with them.
+    pub(super) exact: String,
     /// How its values are written.
     pub(super) form: Form,
 }
@@ -50,7 +52,7 @@ pub(super) struct Inspection {
 const COLUMNS: &str = "
 SELECT a.attname::text, format_type(a.atttypid, -1), b.oid::regtype::text = ANY ('{json,jsonb}'), b.oid = 'bytea'::regtype,
        b.typcategory = 'A', e.oid::regtype::text = ANY ('{json,jsonb}'), e.oid = 'bytea'::regtype,
-       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND a.attgenerated = ''
+       a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND a.attgenerated = '', format_type(a.atttypid, a.atttypmod)
 FROM pg_attribute a
 JOIN pg_type t ON t.oid = a.atttypid
 JOIN pg_type b ON b.oid = COALESCE(NULLIF(t.typbasetype, 0), t.oid)
@@ -176,5 +178,5 @@ fn column(row: &Row) -> Result<(Column, bool), tokio_postgres::Error> {
     } else {
         Form::Text
     };
-    Ok((Column { quoted: quote(&name), cast: row.try_get(1)?, form, name }, flag(7)?))
+    Ok((Column { quoted: quote(&name), cast: row.try_get(1)?, exact: row.try_get(8)?, form, name }, flag(7)?))
 }

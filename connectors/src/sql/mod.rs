@@ -13,6 +13,7 @@
 //!
 //! Owns one connection per lane; never retries and never decides what becomes of a refused row.
 
+mod compare;
 mod config;
 mod connect;
 mod convert;

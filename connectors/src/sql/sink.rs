@@ -296,7 +296,7 @@ fn row_of<'a>(translated: &Translated<'a>) -> Option<(usize, Vec<Cow<'a, str>>)>
 }
 
 /// An event as a row of its target. The outer error stops the connector, the inner one refuses the event.
-fn translate<'a>(
+pub(super) fn translate<'a>(
     item: &'a Item,
     tables: &HashMap<(String, String), usize>,
     layouts: &[Layout],

@@ -117,6 +117,60 @@ pub(super) fn truncate(layout: &Layout, tombstones: bool) -> String {
     }
 }
 
+/// `u`: the parameters as rows, columns `k0…`, `c0…` and the ordinal `n`.
+fn rows(keys: usize, columns: usize) -> String {
+    let names: Vec<String> = (0..keys).map(|n| format!("k{n}")).chain((0..columns).map(|n| format!("c{n}"))).collect();
+    let arrays: Vec<String> = (1..=names.len()).map(|n| format!("${n}::text[]")).collect();
+    format!("u AS (SELECT * FROM unnest({}) WITH ORDINALITY AS u({}, n))", arrays.join(", "), names.join(", "))
+}
+
+/// One digest of the rows with these keys, in their order: of each its columns' texts behind their lengths.
+pub(super) fn digest(layout: &Layout) -> String {
+    let part = |c: &Column| {
+        let text = format!("t.{}::text", c.quoted);
+        format!(" || CASE WHEN t.{} IS NULL THEN '~' ELSE octet_length({text}) || ':' || {text} END", c.quoted)
+    };
+    let parts: String = layout.columns.iter().map(part).collect();
+    format!(
+        "WITH {} SELECT encode(sha256(convert_to(coalesce(string_agg(CASE WHEN t._deleted IS NULL THEN '-' ELSE '+'{parts} END, '' ORDER BY u.n), ''), 'UTF8')), 'hex') \
+         FROM u LEFT JOIN {} AS t ON {} AND NOT t._deleted",
+        rows(layout.keys.len(), 0),
+        layout.target,
+        same_key(&layout.keys, "t"),
+    )
+}
+
+/// The ordinals of rows that are not there, or not as they should be.
+pub(super) fn unlike(layout: &Layout) -> String {
+    let unlike = |(n, c): (usize, &Column)| format!(" OR t.{}::text IS DISTINCT FROM u.c{n}::{}::{}::text", c.quoted, c.cast, c.exact);
+    let unlike: String = layout.columns.iter().enumerate().map(unlike).collect();
+    format!(
+        "WITH {} SELECT u.n FROM u LEFT JOIN {} AS t ON {} AND NOT t._deleted WHERE t._deleted IS NULL{unlike}",
+        rows(layout.keys.len(), layout.columns.len()),
+        layout.target,
+        same_key(&layout.keys, "t"),
+    )
+}
+
+/// The ordinals of rows that are there.
+pub(super) fn there(layout: &Layout) -> String {
+    format!(
+        "WITH {} SELECT u.n FROM u JOIN {} AS t ON {} AND NOT t._deleted",
+        rows(layout.keys.len(), 0),
+        layout.target,
+        same_key(&layout.keys, "t"),
+    )
+}
+
+/// The next keys in the target's own order. Takes the last one's texts.
+pub(super) fn keys_after(layout: &Layout, after: bool, limit: u32) -> String {
+    let names: Vec<&str> = layout.keys.iter().map(|k| k.quoted.as_str()).collect();
+    let texts: Vec<String> = layout.keys.iter().map(|k| format!("{}::text", k.quoted)).collect();
+    let values: Vec<String> = layout.keys.iter().enumerate().map(|(n, k)| format!("${}::text::{}", n + 1, k.cast)).collect();
+    let behind = if after { format!(" AND ROW({}) > ROW({})", names.join(", "), values.join(", ")) } else { String::new() };
+    format!("SELECT {} FROM {} WHERE NOT _deleted{behind} ORDER BY {} LIMIT {limit}", texts.join(", "), layout.target, names.join(", "))
+}
+
 fn names_and_values(layout: &Layout, present: &[usize]) -> (String, String) {
     let keys = layout.keys.iter().enumerate().map(|(n, c)| (c, format!("u.k{n}")));
     let columns = present.iter().map(|n| (&layout.columns[*n], format!("u.c{n}")));

@@ -27,6 +27,7 @@ use crate::config::{self, Protect};
 use crate::control::{BackfillJob, BackfillOptions, BackfillSpec, BackfillState, Cursor, State};
 
 mod brakes;
+pub mod diff;
 mod gate;
 mod hook;
 mod job;

@@ -435,7 +435,7 @@ fn made_up(spec: &BackfillSpec) -> String {
     format!("{}-{}", plain.trim_start_matches(['-', '_']), jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3f"))
 }
 
-fn refused(failure: Failure) -> Refused {
+pub(super) fn refused(failure: Failure) -> Refused {
     match failure {
         Failure::HookGone => Refused { code: "backfill.no_session", what: "capture does not stream at the moment".to_owned() },
         Failure::Source(error) => Refused { code: error.code(), what: error.to_string() },

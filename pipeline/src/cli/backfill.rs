@@ -121,6 +121,9 @@ pub(super) struct Start {
     /// Take no notice of brakes and peak calendar
     #[arg(long)]
     no_brakes: bool,
+    /// Compare with the connector's target at the end (exit 1 when they differ)
+    #[arg(long, requires = "connector", conflicts_with_all = ["detach", "standalone", "dry_run"])]
+    verify: bool,
 }
 
 /// See [`IfRunning`].
@@ -275,7 +278,23 @@ async fn start(start: Start, settings: &Settings, registry: &Registry) -> Result
             ended?;
         }
     }
-    result
+    result?;
+    if start.verify {
+        let connector = start.connector.as_deref().unwrap_or_default();
+        return super::diff::after_backfill(&start.common.config, registry, &link, connector, &start.tables).await;
+    }
+    Ok(())
+}
+
+/// Follows a backfill of which only the end matters.
+pub(super) async fn follow_to_end(link: &Link, view: &Value) -> Result<(), End> {
+    let mut screen = Screen::new();
+    let id = view["id"].as_str().unwrap_or_default().to_owned();
+    let last = follow(link, &id, view.clone(), &mut screen).await?;
+    match last["state"].as_str() {
+        Some("done") => Ok(()),
+        _ => finish(&last, None),
+    }
 }
 
 async fn on_link(start: &Start, request: &Request, link: &Link, signals: &mut Signals) -> Result<(), End> {
@@ -457,7 +476,8 @@ fn parse_keys(text: &str) -> Result<Vec<KeyTexts>, usize> {
     Ok(keys)
 }
 
-fn who() -> String {
+/// Who asks.
+pub(super) fn who() -> String {
     format!("{} pid {}", std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()), std::process::id())
 }
 

@@ -81,6 +81,11 @@ impl Link {
         }
     }
 
+    /// Any document of the admin endpoint.
+    pub(super) async fn document(&self, path: &str) -> Result<Value, Failure> {
+        self.call(path, None).await
+    }
+
     /// How a backfill is a moment later. A pipeline that is away for a while is waited for.
     pub(super) async fn next(&self, id: &str) -> Result<Value, Failure> {
         let began = Instant::now();

@@ -4,6 +4,7 @@ mod backfill;
 mod backfill_link;
 mod backfill_watch;
 mod dead_letters;
+mod diff;
 mod doctor;
 mod epoch;
 mod explain;
@@ -86,6 +87,8 @@ enum Command {
     Tap(tap::Arguments),
     #[command(subcommand)]
     Backfill(backfill::Command),
+    /// Compare a table with what a connector's target holds
+    Diff(diff::Arguments),
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
     #[command(subcommand)]
@@ -149,6 +152,7 @@ impl Command {
             Command::Validate(arguments) => arguments.format,
             Command::Tap(arguments) => arguments.failure_format(),
             Command::Backfill(command) => command.format(),
+            Command::Diff(arguments) => arguments.format,
             Command::DeadLetters(command) => command.format(),
             Command::Epoch(command) => command.format(),
             Command::Doctor(arguments) => arguments.format,
@@ -163,6 +167,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
         Command::Backfill(command) => backfill::run(command, &settings, &registry).await,
+        Command::Diff(arguments) => diff::run(arguments, &settings, &registry).await,
         Command::DeadLetters(command) => dead_letters::run(command, &registry).await,
         Command::Epoch(command) => epoch::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,
