@@ -333,14 +333,27 @@ async fn on_link(start: &Start, request: &Request, link: &Link, signals: &mut Si
             eprintln!("{}: the chunk under way ends, the progress is saved", signal.0);
             (pause(link, &id, signal.0, &mut screen).await, Some(signal.1))
         }
+        // The job itself knows of it, unless it was found running.
+        () = late(start.deadline) => {
+            screen.clear();
+            (pause(link, &id, "the deadline", &mut screen).await, Some(124))
+        }
     };
     finish(&last, code)
+}
+
+/// A moment after the deadline; never without one.
+async fn late(deadline: Option<Duration>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep(deadline + Duration::from_secs(2)).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Asks for a pause and waits for it; what comes of it when the pipeline does not answer is told from the last view.
 async fn pause(link: &Link, id: &str, signal: &str, screen: &mut Screen) -> Value {
     let asked = async {
-        let view = link.change(id, Change::Pause, &who(), &format!("{signal} to the command that waits for it")).await?;
+        let view = link.change(id, Change::Pause, &who(), &format!("{signal} of the command that waits for it")).await?;
         follow(link, id, view, screen).await
     };
     match tokio::time::timeout(PAUSE_WITHIN, asked).await {
@@ -362,11 +375,12 @@ async fn follow(link: &Link, id: &str, mut view: Value, screen: &mut Screen) -> 
     }
 }
 
-/// Prints the last line and says how it ended. `interrupted` is the exit code of a signal that asked for the end.
+/// Prints the last line and says how it ended. `interrupted` is the exit code of what asked for the end.
 fn finish(view: &Value, interrupted: Option<u8>) -> Result<(), End> {
     let code = view["code"].as_str();
     let (meaning, end) = match (view["state"].as_str(), interrupted) {
         (Some("done"), _) => ("done", Ok(())),
+        (_, Some(124)) => ("deadline reached, progress saved", Err(End::Code(124))),
         (_, Some(signal)) => ("interrupted, progress saved", Err(End::Code(signal))),
         (Some("paused"), None) if code == Some("backfill.deadline") => ("deadline reached, progress saved", Err(End::Code(124))),
         (Some("paused"), None) => ("paused, progress saved", Err(End::Code(75))),

@@ -97,6 +97,15 @@ impl Bench {
         (parts, backfill)
     }
 
+    /// Starts capture with hooks of the test's own.
+    pub(super) async fn start_with(&self, hooks: Arc<dyn capture::hook::Hooks>) -> Run {
+        let (mut parts, backfill) = self.parts().await;
+        parts.hooks = Some(hooks);
+        let stop = parts.stop.clone();
+        let task = tokio::spawn(capture::run(parts, Mode::Follow));
+        Run { backfill, stop, task }
+    }
+
     /// Starts capture.
     pub(super) async fn start(&self) -> Run {
         let (parts, backfill) = self.parts().await;

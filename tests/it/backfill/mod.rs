@@ -13,6 +13,11 @@ use tillstream_schemas::Op;
 use tokio_postgres::Client;
 
 mod capture;
+mod commands;
+mod gap;
+mod long;
+mod shop;
+mod speed;
 
 use capture::{Bench, Run};
 
