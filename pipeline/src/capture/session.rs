@@ -161,13 +161,14 @@ impl Streaming {
                 return Ok(());
             }
             let now = Instant::now();
+            if self.hook_may_write() {
+                self.hook_has_more = self.intake.take_from_hook(HOOK_BYTES);
+            }
+            // Behind the hook: a record of its that waits for nothing goes out at once.
             self.confirm(now);
             self.promise(now);
             self.behind = received >= BEHIND_BYTES;
             stats.behind.store(self.behind, Relaxed);
-            if self.hook_may_write() {
-                self.hook_has_more = self.intake.take_from_hook(HOOK_BYTES);
-            }
             // A backfill fills its batches; what the stream brought goes out with what is there.
             let gathers = self.behind || (self.hook_has_more && received == 0);
             if !gathers || now - *self.gathering_since.get_or_insert(now) >= BEHIND_LINGER {
