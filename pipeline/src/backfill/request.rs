@@ -130,6 +130,8 @@ impl Backfill {
         }
         self.check_names(&request.spec)?;
         let session = Session::open(&self.settings.source, &self.settings.pipeline, false).await.map_err(refused)?;
+        // Whether an index can serve a condition is asked, not whether today's statistics prefer it.
+        session.one("SET enable_seqscan = off").await.map_err(refused)?;
         let since = self.since(&session, &request.spec).await?;
         let estimates = self.estimates(&session, &request, since.as_deref()).await?;
         if request.dry_run {

@@ -63,7 +63,7 @@ async fn read_once(source: Source, steps: mpsc::Sender<Step>) {
     let (low, high) = ("plain/low".to_owned(), "plain/high".to_owned());
     steps.send(Step::Open { low: low.clone(), high: high.clone() }).await.ok();
     catalog.emit_message("tillstream/watermark", &low).await.expect("a watermark");
-    let rows = catalog.client().query("SELECT id::text, v FROM t ORDER BY id", &[]).await.expect("rows");
+    let rows = catalog.client().query("SELECT id::text, v FROM public.t ORDER BY id", &[]).await.expect("rows");
     let rows = rows.iter().map(|row| vec![row.get(0), row.get(1)]).collect();
     steps.send(Step::Chunk(rows)).await.ok();
     catalog.emit_message("tillstream/watermark", &high).await.expect("a watermark");

@@ -48,12 +48,13 @@ impl Shop {
                  CREATE TABLE item (id bigint PRIMARY KEY, v bigint NOT NULL, name text, price numeric(10,2), updated_at timestamptz NOT NULL DEFAULT now());
                  INSERT INTO item SELECT n, nextval('changes'), 'item ' || n, n / 100.0, now() FROM generate_series(1, {}) n;
                  CREATE INDEX item_updated_at ON item (updated_at);
-                 CREATE PUBLICATION p FOR TABLE item;
-                 SELECT pg_create_logical_replication_slot('slot_{}', 'pgoutput')",
-                plan.rows, pos.name
+                 CREATE PUBLICATION p FOR TABLE item",
+                plan.rows
             ))
             .await
             .expect("a table");
+        let slot = format!("slot_{}", pos.name);
+        client.execute("SELECT pg_create_logical_replication_slot($1, 'pgoutput')", &[&slot]).await.expect("a slot");
         client.batch_execute("VACUUM ANALYZE item").await.expect("analyzes");
         target
             .connect()
