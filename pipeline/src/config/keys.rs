@@ -133,7 +133,7 @@ const HOLD_BACK: [Key; 2] = [
     ),
 ];
 
-const SOURCE: [Key; 11] = [
+const SOURCE: [Key; 12] = [
     key("name", Type::Name, Required("name: pos"), "Stable name of the database; part of event headers and fact keys, so never change it."),
     key(
         "url",
