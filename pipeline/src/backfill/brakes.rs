@@ -248,11 +248,13 @@ struct Load {
 }
 
 async fn load(catalog: &Catalog) -> Option<Load> {
-    // Sessions of ours count for nothing. Without pg_read_all_stats other roles' sessions show no state.
+    // Sessions of ours count for nothing. Without pg_read_all_stats other roles' sessions show no state. What replays
+    // nothing, as pg_receivewal, has no replay lag, whatever the view prints.
     let sql = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend' \
                        AND application_name NOT LIKE 'tillstream%'), \
                       (SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted), \
-                      (SELECT coalesce(max(extract(epoch FROM replay_lag)), 0) FROM pg_stat_replication WHERE application_name NOT LIKE 'tillstream%'), \
+                      (SELECT coalesce(max(extract(epoch FROM replay_lag)), 0) FROM pg_stat_replication WHERE application_name NOT LIKE 'tillstream%' \
+                       AND replay_lsn IS NOT NULL), \
                       (SELECT min(safe_wal_size) FROM pg_replication_slots WHERE active AND database = current_database()), \
                       pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), current_user";
     let messages = catalog.client().simple_query(sql).await.ok()?;

@@ -127,11 +127,9 @@ fn check_filter(filter: &str, allow_subquery: bool) -> Result<(), Refused> {
     let mut chars = filter.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
-            '\'' | '"' => {
-                // A doubled quote inside closes and opens again, which comes to the same.
-                if !chars.by_ref().any(|inner| inner == c) {
-                    return refuse(code, "--where has a quote that is not closed");
-                }
+            // A doubled quote inside closes and opens again, which comes to the same.
+            '\'' | '"' if !chars.by_ref().any(|inner| inner == c) => {
+                return refuse(code, "--where has a quote that is not closed");
             }
             '$' => {
                 return refuse(code, "--where uses dollar quotes or parameters; write texts between single quotes");

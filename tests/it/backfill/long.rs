@@ -150,8 +150,9 @@ async fn a_backfill_among_changes_and_kill_9_ends_equal() {
     let stop = Arc::new(AtomicBool::new(false));
     let changes = Arc::new(AtomicU64::new(0));
     let mut writers = Vec::new();
-    for seed in 0..4 {
-        writers.push(tokio::spawn(churn(shop.pos.connect().await, seed, i64::from(rows), 600, stop.clone(), changes.clone())));
+    // Half of the keys are not there, and not every statement finds what it looks for.
+    for seed in 0..6 {
+        writers.push(tokio::spawn(churn(shop.pos.connect().await, seed, i64::from(rows), 800, stop.clone(), changes.clone())));
     }
     let mut running = shop.run();
     running.ready().await;
