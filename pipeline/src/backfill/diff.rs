@@ -86,6 +86,8 @@ pub struct Comparison<'a> {
     pub target: Box<dyn Compare>,
     /// How far it is.
     pub position: &'a dyn TargetPosition,
+    /// Only rows of the source for which this SQL expression is true; rows that only the target holds are not looked for then.
+    pub filter: Option<&'a str>,
 }
 
 /// The table on both sides.
@@ -109,9 +111,11 @@ impl Comparison<'_> {
         let (schema, table) = (self.table.schema.as_str(), self.table.table.as_str());
         let unknown = || Refused { code: "backfill.unknown_table", what: format!("the connector's target does not take {schema}.{table}") };
         let (key_names, column_names) = self.target.columns(schema, table).ok_or_else(unknown)?;
-        let session = Session::open(self.source, self.pipeline, only.is_none()).await.map_err(source)?;
+        let walks = only.is_none() && self.filter.is_none();
+        let session = Session::open(self.source, self.pipeline, walks).await.map_err(source)?;
         let publication = plan::publication(&session, self.source).await.map_err(source)?;
-        let choice = Choice { columns: key_names.iter().chain(&column_names).cloned().collect(), conditions: Vec::new() };
+        let conditions = self.filter.map(str::to_owned).into_iter().collect();
+        let choice = Choice { columns: key_names.iter().chain(&column_names).cloned().collect(), conditions };
         let described = plan::describe(&session, &publication, self.table, &choice).await.map_err(source)?;
         let chunked = described.map_err(|refusal| Refused { code: refusal.code, what: refusal.message })?;
         let at = |name: &String| {
@@ -128,7 +132,9 @@ impl Comparison<'_> {
             Some(keys) => candidates.extend(keys.iter().cloned()),
             None => {
                 sides.forwards(&mut report, &mut candidates).await?;
-                sides.backwards(&mut report, &mut candidates).await?;
+                if self.filter.is_none() {
+                    sides.backwards(&mut report, &mut candidates).await?;
+                }
             }
         }
         sides.settle(candidates, self.position, &mut report).await?;

@@ -122,7 +122,7 @@ pub(super) struct Start {
     #[arg(long)]
     no_brakes: bool,
     /// Compare with the connector's target at the end (exit 1 when they differ)
-    #[arg(long, requires = "connector", conflicts_with_all = ["detach", "standalone", "dry_run"])]
+    #[arg(long, requires = "connector", conflicts_with_all = ["detach", "standalone", "dry_run", "since"])]
     verify: bool,
 }
 
@@ -280,8 +280,7 @@ async fn start(start: Start, settings: &Settings, registry: &Registry) -> Result
     }
     result?;
     if start.verify {
-        let connector = start.connector.as_deref().unwrap_or_default();
-        return super::diff::after_backfill(&start.common.config, registry, &link, connector, &start.tables).await;
+        return super::diff::after_backfill(&start.common.config, registry, &link, &request.spec).await;
     }
     Ok(())
 }

@@ -62,7 +62,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Re
     let pipeline = arguments.config.load(registry)?;
     let base = arguments.url.clone().unwrap_or_else(|| format!("http://{}", settings.admin.listen.unwrap_or(pipeline.admin.listen)));
     let link = Link::http(&base)?;
-    let report = compare(&pipeline, &link, &arguments.connector, &arguments.table, arguments.settle, None).await?;
+    let report = compare(&pipeline, &link, &arguments.connector, &arguments.table, arguments.settle, Scope::default()).await?;
     print(&arguments, &report)?;
     let mut drifted: Vec<KeyTexts> = report.drifted().cloned().collect();
     if let Some(path) = &arguments.keys_out {
@@ -71,7 +71,8 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Re
     }
     if arguments.repair && !drifted.is_empty() {
         repair(&link, &arguments, &drifted).await?;
-        let again = compare(&pipeline, &link, &arguments.connector, &arguments.table, arguments.settle, Some(&drifted)).await?;
+        let scope = Scope { only: Some(&drifted), filter: None };
+        let again = compare(&pipeline, &link, &arguments.connector, &arguments.table, arguments.settle, scope).await?;
         let left = again.drifted().count();
         match arguments.format {
             Format::Json => output::print(json!({"repaired": drifted.len() - left, "still_drifted": left}))?,
@@ -87,21 +88,24 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Re
 }
 
 /// Compares the tables of a backfill that is done; exit 1 when they differ.
-pub(super) async fn after_backfill(
-    config: &ConfigFile,
-    registry: &Registry,
-    link: &Link,
-    connector: &str,
-    tables: &[String],
-) -> Result<(), End> {
+pub(super) async fn after_backfill(config: &ConfigFile, registry: &Registry, link: &Link, spec: &BackfillSpec) -> Result<(), End> {
     let pipeline = config.load(registry)?;
+    let connector = spec.connector.as_deref().unwrap_or_default();
     let mut drifted = 0;
-    for table in tables {
-        let report = compare(&pipeline, link, connector, table, Duration::from_secs(60), None).await?;
+    for table in &spec.tables {
+        let scope = Scope { only: (!spec.keys.is_empty()).then_some(&spec.keys), filter: spec.filter.as_deref() };
+        let report = compare(&pipeline, link, connector, table, Duration::from_secs(60), scope).await?;
         output::print(document(connector, table, &report))?;
         drifted += report.drifted().count();
     }
     if drifted == 0 { Ok(()) } else { Err(End::Code(Class::Check.exit_code())) }
+}
+
+/// Which rows are compared; all when nothing is said.
+#[derive(Clone, Copy, Default)]
+struct Scope<'a> {
+    only: Option<&'a Vec<KeyTexts>>,
+    filter: Option<&'a str>,
 }
 
 async fn compare(
@@ -110,7 +114,7 @@ async fn compare(
     connector: &str,
     table: &str,
     settle: Duration,
-    only: Option<&[KeyTexts]>,
+    scope: Scope<'_>,
 ) -> Result<Report, Failure> {
     let found = pipeline.connectors.iter().find(|c| c.name == connector);
     let found = found.ok_or_else(|| Failure::new("backfill.unknown_connector", format!("there is no connector {connector}")))?;
@@ -124,8 +128,9 @@ async fn compare(
     let configured = configured.ok_or_else(|| Failure::new("backfill.unknown_table", format!("table {table} is not in source.tables")))?;
     let journal = journal::open(&pipeline.journal, "tillstream diff")?;
     let position = Running { link, journal, connector, settle };
-    let comparison = Comparison { source: &pipeline.source, pipeline: &pipeline.name, table: configured, target, position: &position };
-    Ok(comparison.run(only).await?)
+    let (source, name) = (&pipeline.source, &pipeline.name);
+    let comparison = Comparison { source, pipeline: name, table: configured, target, position: &position, filter: scope.filter };
+    Ok(comparison.run(scope.only.map(Vec::as_slice)).await?)
 }
 
 /// How far the target is, by the pipeline's status and the journal's own extent.

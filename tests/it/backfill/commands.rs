@@ -38,9 +38,11 @@ async fn an_id_names_one_backfill() {
     assert_eq!(code, 2, "{err}");
     let (code, out, _) = shop.command(&["backfill", "start", "--table", "public.item", "--where", "id < 100", "--dry-run"]).await;
     assert!(code == 0 && out.contains("by index item_pkey"), "{out}");
-    let scoped = ["backfill", "start", "--table", "public.item", "--where", "id < 100", "--connector", "stock", "--columns", "name"];
-    let (code, summary) = shop.summary(&scoped).await;
-    assert_eq!((code, summary["rows"].as_u64()), (0, Some(99)), "{summary}");
+    let scoped =
+        ["backfill", "start", "--table", "public.item", "--where", "id < 100", "--connector", "stock", "--columns", "name", "--verify"];
+    let (code, verified) = shop.summary(&scoped).await;
+    let counts = (verified["rows"].as_u64(), verified["drifted"].as_u64());
+    assert_eq!((code, counts), (0, (Some(99), Some(0))), "{verified}");
     let since = ["backfill", "start", "--table", "public.item", "--since", "last-success"];
     let (code, summary) = shop.summary(&since).await;
     assert_eq!((code, summary["rows"].as_u64()), (0, Some(30_000)), "the first one reads everything: {summary}");
