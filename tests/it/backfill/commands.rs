@@ -135,11 +135,14 @@ async fn backfills_that_are_terminated_go_on() {
         if standalone {
             arguments.push("--standalone");
         }
+        // Each is terminated a few times; then it is let run, so that a slow machine comes to an end as well.
+        let terminations = rng.random_range(1..=4);
         for attempt in 0..50 {
             let name = format!("start-{round}-{attempt}");
             let mut process = shop.start(&name, &arguments);
             pause(rng.random_range(0..1_500)).await;
             let status = match process.ended() {
+                None if attempt >= terminations => process.wait(PATIENCE).await,
                 Some(status) => status,
                 None => {
                     // A handler is installed within milliseconds; before that a signal just ends a process that did nothing.
