@@ -2,6 +2,10 @@
 //!
 //! Owns what an encoder needs of a table, prepared once per schema; never learns types from OIDs (capture does).
 
+use std::fmt;
+use std::sync::Arc;
+
+use crate::policy::{HashKey, Policy};
 use crate::value::write_string;
 
 /// How a column's PostgreSQL text becomes JSON. The mapping from type OIDs lives in capture.
@@ -43,8 +47,30 @@ pub struct Column {
     /// Whether the column is part of the event's key: the replica identity's columns, or the primary key's where the
     /// identity is the whole row.
     pub in_key: bool,
-    /// The type's OID and modifier, opaque here: they make the fingerprint.
+    /// The type's OID and modifier, opaque here: they make the layout.
     pub type_id: (u32, i32),
+    /// What becomes of its values.
+    pub policy: Policy,
+}
+
+/// Names one version of a table: a fingerprint of all that the stream and the configuration say of it. 48 bits, printed
+/// as twelve hexadecimal digits; a table has some dozens of versions in its life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Layout(pub u64);
+
+impl Layout {
+    /// From the first bytes of a digest.
+    #[must_use]
+    pub fn new(digest: [u8; 6]) -> Layout {
+        let [a, b, c, d, e, f] = digest;
+        Layout(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012x}", self.0)
+    }
 }
 
 /// The replica identity of a table: what old rows carry.
@@ -75,7 +101,15 @@ pub struct TableSchema {
     /// (insert-only without a key) every column. Empty for a keyless table with identity FULL: all its rows share one
     /// partition, because nothing tells which rows are one.
     pub partition_by: Vec<usize>,
-    /// `,"schema":"public","table":"order_item"` escaped: what the encoder copies.
+    /// Which version this is.
+    pub layout: Layout,
+    /// The relation's OID, opaque here.
+    pub oid: u32,
+    /// Whether a column has a policy other than [`Policy::Pass`].
+    pub guarded: bool,
+    /// What [`Policy::Hash`] needs.
+    pub hash_key: Option<Arc<HashKey>>,
+    /// `,"schema":"public","table":"order_item","layout":"5f0c6a1b9d3e"` escaped: what the encoder copies.
     pub json_names: Box<[u8]>,
 }
 
@@ -86,7 +120,16 @@ impl Column {
         let mut json_key = vec![b','];
         write_string(&mut json_key, name.as_bytes());
         json_key.push(b':');
-        Column { name: name.to_owned(), json_key: json_key.into(), class, array: false, delimiter: b',', in_key, type_id }
+        Column {
+            name: name.to_owned(),
+            json_key: json_key.into(),
+            class,
+            array: false,
+            delimiter: b',',
+            in_key,
+            type_id,
+            policy: Policy::Pass,
+        }
     }
 
     /// The same column as an array of its class.
@@ -99,12 +142,37 @@ impl Column {
 impl TableSchema {
     /// A table with its names escaped. `partition_by` holds indexes into `columns`.
     #[must_use]
-    pub fn new(schema: &str, table: &str, identity: Identity, columns: Vec<Column>, partition_by: Vec<usize>) -> Self {
+    pub fn new(
+        (schema, table): (&str, &str),
+        identity: Identity,
+        columns: Vec<Column>,
+        partition_by: Vec<usize>,
+        (oid, layout): (u32, Layout),
+    ) -> Self {
         let mut json_names = b",\"schema\":".to_vec();
         write_string(&mut json_names, schema.as_bytes());
         json_names.extend_from_slice(b",\"table\":");
         write_string(&mut json_names, table.as_bytes());
-        TableSchema { schema: schema.to_owned(), table: table.to_owned(), identity, columns, partition_by, json_names: json_names.into() }
+        json_names.extend_from_slice(format!(",\"layout\":\"{layout}\"").as_bytes());
+        let guarded = columns.iter().any(|c| c.policy != Policy::Pass);
+        TableSchema {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+            identity,
+            columns,
+            partition_by,
+            layout,
+            oid,
+            guarded,
+            hash_key: None,
+            json_names: json_names.into(),
+        }
+    }
+
+    /// The same table with the key that its hashed columns need.
+    #[must_use]
+    pub fn with_hash_key(self, hash_key: Option<Arc<HashKey>>) -> Self {
+        TableSchema { hash_key, ..self }
     }
 
     /// Whether rows have a key that tells them apart.

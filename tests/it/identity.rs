@@ -217,3 +217,28 @@ async fn a_truncate_is_an_ordered_event_of_each_table() {
     assert_eq!(ids.len(), events.len());
     bench.end(server).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_old_row_costs_what_the_doctor_says() {
+    let server = Postgres::shared().await;
+    let columns = (0..30).map(|n| format!("c{n} text")).collect::<Vec<_>>().join(", ");
+    let sql = format!(
+        "CREATE TABLE by_key (id int PRIMARY KEY, n int, {columns}); CREATE TABLE by_row (LIKE by_key INCLUDING ALL); ALTER TABLE by_row REPLICA IDENTITY FULL"
+    );
+    let bench = Bench::new("wal", server, &sql, "FOR TABLE by_key, by_row", &["by_key", "by_row"]).await;
+    let mut written = Vec::new();
+    for table in ["by_key", "by_row"] {
+        let values = vec!["repeat('x', 50)"; 30].join(", ");
+        bench.sql(&format!("INSERT INTO {table} SELECT g, 0, {values} FROM generate_series(1, 500) g")).await;
+        let from = bench.text("SELECT pg_current_wal_insert_lsn()::text").await;
+        bench.sql(&format!("UPDATE {table} SET n = 1")).await;
+        let bytes = bench.text(&format!("SELECT (pg_current_wal_insert_lsn() - '{from}'::pg_lsn)::int8::text")).await;
+        written.push(bytes.parse::<f64>().expect("a number"));
+    }
+    println!("WAL of 500 updates: {:.0} KiB by key, {:.0} KiB with the whole old row", written[0] / 1024.0, written[1] / 1024.0);
+    assert!(written[1] > 1.5 * written[0], "{written:?}");
+    let report = tillstream::ops::doctor::examine(&bench.source, "test").await;
+    let advice: Vec<&str> = report.findings.iter().filter(|f| f.id == "capture.identity_full").map(|f| f.what.as_str()).collect();
+    assert!(advice.len() == 1 && advice[0].contains("by_row"), "{advice:?}");
+    bench.end(server).await;
+}

@@ -1,8 +1,10 @@
 //! Every integration test of Tillstream, in one binary: `tests/run.sh` starts what it needs and runs it.
 
 mod backfill;
+mod cases;
 mod cli;
 mod contract;
+mod coverage;
 mod delivery;
 mod e2e;
 mod events;
@@ -11,7 +13,11 @@ mod harness;
 mod identity;
 mod matrix;
 mod model;
+mod mutations;
 mod pgoutput_writer;
+mod policies;
+mod schema;
 mod slot;
 mod tidy;
+mod types;
 mod wire;

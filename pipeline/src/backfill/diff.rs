@@ -116,7 +116,7 @@ impl Comparison<'_> {
         let publication = plan::publication(&session, self.source).await.map_err(source)?;
         let conditions = self.filter.map(str::to_owned).into_iter().collect();
         let choice = Choice { columns: key_names.iter().chain(&column_names).cloned().collect(), conditions };
-        let described = plan::describe(&session, &publication, self.table, &choice).await.map_err(source)?;
+        let described = plan::describe(&session, &publication, self.table, &self.source.columns, &choice).await.map_err(source)?;
         let chunked = described.map_err(|refusal| Refused { code: refusal.code, what: refusal.message })?;
         let at = |name: &String| {
             let missing = || Refused { code: "backfill.unknown_column", what: format!("{schema}.{table} has no published column {name}") };

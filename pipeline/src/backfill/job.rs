@@ -166,7 +166,7 @@ impl Job {
         configured: &config::SourceTable,
         name: &str,
     ) -> Result<Result<Vec<Part>, super::sql::Refusal>, Failure> {
-        let chunked = match plan::describe(session, publication, configured, &self.shared.choice).await? {
+        let chunked = match plan::describe(session, publication, configured, &self.shared.source.columns, &self.shared.choice).await? {
             Ok(chunked) => chunked,
             Err(refusal) => return Ok(Err(refusal)),
         };

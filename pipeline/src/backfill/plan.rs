@@ -31,6 +31,7 @@ pub(super) async fn describe(
     session: &Session,
     publication: &PublicationFacts,
     configured: &config::SourceTable,
+    rules: &config::ColumnRules,
     choice: &Choice,
 ) -> Result<Result<ChunkedTable, Refusal>, Failure> {
     let facts = session.catalog.table(&configured.schema, &configured.table).await?;
@@ -41,7 +42,7 @@ pub(super) async fn describe(
             message: "the table does not exist or the publication does not hold it".to_owned(),
         });
     };
-    Ok(ChunkedTable::new(&facts, published, configured.partition_by.as_deref(), choice)?)
+    Ok(ChunkedTable::new(&facts, published, configured, rules, choice)?)
 }
 
 /// The publication.

@@ -193,7 +193,15 @@ impl Reader {
                     }
                     if why == Some(Again::TableChanged) {
                         let publication = plan::publication(&self.session, &self.shared.source).await?;
-                        match plan::describe(&self.session, &publication, &table.configured, &self.shared.choice).await? {
+                        match plan::describe(
+                            &self.session,
+                            &publication,
+                            &table.configured,
+                            &self.shared.source.columns,
+                            &self.shared.choice,
+                        )
+                        .await?
+                        {
                             Ok(described) => chunked = described,
                             Err(refusal) => return Ok(Ended::Refused(refusal)),
                         }

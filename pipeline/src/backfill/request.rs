@@ -298,10 +298,11 @@ impl Backfill {
             let changed_at = self.settings.changed_at.get(name).map(String::as_str);
             let conditions = spec::conditions(&request.spec, since, changed_at);
             let choice = Choice { columns: request.spec.columns.clone(), conditions };
-            let table = match plan::describe(session, &publication, configured, &choice).await.map_err(refused)? {
-                Ok(table) => table,
-                Err(refusal) => return refuse(refusal.code, format!("{name}: {}", refusal.message)),
-            };
+            let table =
+                match plan::describe(session, &publication, configured, &self.settings.source.columns, &choice).await.map_err(refused)? {
+                    Ok(table) => table,
+                    Err(refusal) => return refuse(refusal.code, format!("{name}: {}", refusal.message)),
+                };
             if let Some(column) = request.spec.columns.iter().find(|c| !table.schema.columns.iter().any(|k| k.name == **c)) {
                 return refuse("backfill.unknown_column", format!("{name} has no published column {column}"));
             }

@@ -11,6 +11,7 @@ use tillstream_schemas::table::Identity;
 
 use crate::capture::CaptureError;
 use crate::capture::catalog::{PublishedTable, TableFacts};
+use crate::config::{ColumnRules, SourceTable};
 use crate::control::KeyTexts;
 
 /// Why a table is not read.
@@ -62,10 +63,11 @@ impl ChunkedTable {
     pub(super) fn new(
         facts: &TableFacts,
         published: &PublishedTable,
-        partition_by: Option<&[String]>,
+        configured: &SourceTable,
+        rules: &ColumnRules,
         choice: &Choice,
     ) -> Result<Result<ChunkedTable, Refusal>, CaptureError> {
-        let schema = facts.schema(published, partition_by)?;
+        let schema = facts.schema(published, configured, rules)?;
         if !matches!(facts.kind, 'r' | 'p') {
             return Ok(Err(Refusal { code: "backfill.not_a_table", message: "foreign tables and views are not read".to_owned() }));
         }
@@ -295,7 +297,8 @@ mod tests {
     }
 
     fn table(facts: &TableFacts, filter: Option<&str>) -> Result<ChunkedTable, Refusal> {
-        ChunkedTable::new(facts, &published(filter), None, &Choice::default()).expect("fits")
+        let configured = SourceTable { schema: facts.schema.clone(), table: facts.table.clone(), partition_by: None };
+        ChunkedTable::new(facts, &published(filter), &configured, &ColumnRules::default(), &Choice::default()).expect("fits")
     }
 
     #[test]

@@ -29,7 +29,7 @@ fn schema_of(columns: &[(&str, bool)]) -> Arc<TableSchema> {
         type_modifier: -1,
         in_identity: *in_identity,
     });
-    Arc::new(table_schema("public", "t", Identity::Default, columns, &TableOptions::default()).expect("a table"))
+    Arc::new(table_schema(1, ("public", "t"), ("public", "t"), Identity::Default, columns, &TableOptions::default()).expect("a table"))
 }
 
 fn schema() -> Arc<TableSchema> {

@@ -210,6 +210,12 @@ impl Appender {
         self.transaction.is_some()
     }
 
+    /// The ordinal that the next change of the open transaction will have; 0 outside one.
+    #[must_use]
+    pub fn next_ordinal(&self) -> u32 {
+        self.transaction.as_ref().map_or(0, |transaction| transaction.ordinal)
+    }
+
     /// Counts a change of the open transaction, whether it will be written or not, and returns its position. `None`
     /// when the transaction has more changes than ordinals.
     ///

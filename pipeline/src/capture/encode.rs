@@ -4,16 +4,17 @@
 //! allocates nothing per event. Which entry the bytes go into, and whether they are needed, is the engine's.
 //!
 //! ```text
-//! {"id":"e1-0/16B3748-17","op":"update","schema":"public","table":"order_item","key":{"id":7},"before":null,
-//!  "after":{"id":7,"qty":2},"unchanged":["receipt"],"commit_lsn":"0/16B3748","ordinal":17,"xid":753,
+//! {"id":"e1-0/16B3748-17","op":"update","schema":"public","table":"order_item","layout":"5f0c6a1b9d3e","key":{"id":7},
+//!  "before":null,"after":{"id":7,"qty":2},"unchanged":["receipt"],"commit_lsn":"0/16B3748","ordinal":17,"xid":753,
 //!  "committed_at":"2026-11-22T10:00:00.123456Z"}
 //! ```
 
 use std::io::Write;
 
 use tillstream_schemas::partition::partition_of;
+use tillstream_schemas::policy::write_guarded;
 use tillstream_schemas::value::{instant, write_instant, write_string, write_value};
-use tillstream_schemas::{Column, Half, Lsn, Op, TableSchema};
+use tillstream_schemas::{Column, Half, Lsn, Op, Policy, TableSchema};
 
 use super::hook::ReadRow;
 use super::pgoutput::{LogicalMessage, Tuple, TupleKind, TupleValue};
@@ -318,14 +319,14 @@ pub fn change(out: &mut Vec<u8>, tx: &TxContext, ordinal: u32, table: &TableSche
     out.extend_from_slice(b",\"before\":");
     match old {
         Some(old) if op != Op::Insert && old.kind() == TupleKind::OldRow => {
-            write_object(out, RowValues::new(table, old, None));
+            write_row(out, table, RowValues::new(table, old, None));
         }
         _ => out.extend_from_slice(b"null"),
     }
     out.extend_from_slice(b",\"after\":");
     if new.is_none() {
         out.extend_from_slice(b"null,\"unchanged\":[]");
-    } else if write_object(out, values.clone()) {
+    } else if write_row(out, table, values.clone()) {
         out.extend_from_slice(b",\"unchanged\":[");
         write_unchanged(out, values);
         out.push(b']');
@@ -402,7 +403,7 @@ pub fn read(out: &mut Vec<u8>, row: &ReadRow) {
         out.extend_from_slice(b",\"before\":null,\"after\":null,\"unchanged\":[]");
     } else {
         out.extend_from_slice(b",\"before\":null,\"after\":");
-        if write_object(out, values.clone()) {
+        if write_row(out, &row.table, values.clone()) {
             out.extend_from_slice(b",\"unchanged\":[");
             write_unchanged(out, values);
             out.push(b']');
@@ -449,6 +450,52 @@ fn write_key<'a, 't>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'t Column
     }
 }
 
+/// Writes a row as an object, as its columns' policies allow; tells whether the server did not send some of it.
+#[inline]
+fn write_row<'a, 't>(out: &mut Vec<u8>, table: &TableSchema, values: impl Iterator<Item = (&'t Column, TupleValue<'a>)>) -> bool {
+    if table.guarded { write_guarded_object(out, table, values) } else { write_object(out, values) }
+}
+
+/// As [`write_object`], column by column under its policy. What the server did not send of a column that is always
+/// null is null.
+fn write_guarded_object<'a, 't>(
+    out: &mut Vec<u8>,
+    table: &TableSchema,
+    values: impl Iterator<Item = (&'t Column, TupleValue<'a>)>,
+) -> bool {
+    let start = out.len();
+    let mut unchanged = false;
+    for (column, value) in values.filter(|(column, _)| column.policy.appears()) {
+        match (value, column.policy) {
+            (TupleValue::Text(text), Policy::Pass) => {
+                out.extend_from_slice(&column.json_key);
+                write_value(out, column.class, column.array, column.delimiter, text);
+            }
+            (TupleValue::Text(text), policy) => {
+                out.extend_from_slice(&column.json_key);
+                write_guarded(out, policy, table.hash_key.as_deref(), text);
+            }
+            (TupleValue::Null, _) | (TupleValue::Unchanged, Policy::Null) => {
+                out.extend_from_slice(&column.json_key);
+                out.extend_from_slice(b"null");
+            }
+            (TupleValue::Unchanged, _) => unchanged = true,
+        }
+    }
+    close_object(out, start);
+    unchanged
+}
+
+/// Every column wrote its comma first: that of the first one becomes the brace.
+#[inline]
+fn close_object(out: &mut Vec<u8>, start: usize) {
+    match out.get_mut(start) {
+        Some(first) => *first = b'{',
+        None => out.push(b'{'),
+    }
+    out.push(b'}');
+}
+
 /// Writes columns as an object, without those that the server did not send; tells whether there were such.
 #[inline]
 fn write_object<'a, 't>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'t Column, TupleValue<'a>)>) -> bool {
@@ -467,12 +514,7 @@ fn write_object<'a, 't>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'t Col
             TupleValue::Unchanged => unchanged = true,
         }
     }
-    // Every column wrote its comma first: that of the first one becomes the brace.
-    match out.get_mut(start) {
-        Some(first) => *first = b'{',
-        None => out.push(b'{'),
-    }
-    out.push(b'}');
+    close_object(out, start);
     unchanged
 }
 
@@ -480,7 +522,7 @@ fn write_object<'a, 't>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'t Col
 fn write_unchanged<'a, 't>(out: &mut Vec<u8>, values: impl Iterator<Item = (&'t Column, TupleValue<'a>)>) {
     let start = out.len();
     for (column, value) in values {
-        if value == TupleValue::Unchanged {
+        if value == TupleValue::Unchanged && column.policy.appears() && column.policy != Policy::Null {
             if out.len() > start {
                 out.push(b',');
             }
@@ -506,8 +548,8 @@ mod tests {
         let full = identity == Identity::Full;
         let columns = [column("id", 20, true), column("location", 25, full), column("note", 25, full)];
         let partition_by = partition_by.map(|names| names.iter().map(|n| (*n).to_owned()).collect());
-        let options = TableOptions { partition_by, primary_key: vec!["id".to_owned()] };
-        table_schema("public", "stock", identity, columns.into_iter(), &options).expect("a good table")
+        let options = TableOptions { partition_by, primary_key: vec!["id".to_owned()], ..TableOptions::default() };
+        table_schema(1, ("public", "stock"), ("public", "stock"), identity, columns.into_iter(), &options).expect("a good table")
     }
 
     /// An UPDATE's bytes; `u` is an unchanged value, `n` NULL, anything else text behind `=`.

@@ -4,22 +4,23 @@
 //! and the backfill's hook. Synchronous and without I/O; nothing here allocates per event, waits or looks at a clock.
 //! Every way in which messages can contradict each other is an error before anything is written.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use tillstream_schemas::{Kind, Lsn, Position, TableSchema};
+use tillstream_schemas::table::Identity;
+use tillstream_schemas::{Column, Kind, Layout, Lsn, Policy, Position, TableSchema};
 use tokio::time::Instant;
 
 use super::appender::{Appender, Diverged, Put};
 use super::encode::{self, Row, TxContext};
 use super::hook::{HandOver, Hook, ReadRow, Write};
-use super::pgoutput::{self, Begin, Commit, LogicalMessage, Message, Tuple};
+use super::pgoutput::{self, Begin, Commit, LogicalMessage, Message, Relation, Tuple};
 use super::progress::Progress;
 use super::relations::{RelationError, Relations};
 use super::stats::Stats;
 use super::{CaptureError, Settings};
-use crate::control::{self, Body, DeadLetter, Record, Stamp, now_ms};
+use crate::control::{self, Body, DeadLetter, LayoutColumn, Record, Stamp, TableLayout, now_ms};
 use crate::journal::{Offset, PublishId};
 
 /// Prefix of our own logical messages: they carry a backfill's watermarks and are never published.
@@ -61,9 +62,10 @@ struct Waiting {
 /// What lasts from message to message of one session.
 pub struct Intake {
     relations: Relations,
-    /// Which relations are captured, sorted by OID; the others are counted and passed over.
-    captured: Vec<(u32, bool)>,
-    tables: Vec<(String, String)>,
+    /// The last layout of each captured table that the control log holds, and since when.
+    layouts: HashMap<String, (Position, Layout)>,
+    /// That of the last row that a backfill handed over: a change of it is worth a look.
+    read_layout: Layout,
     /// Batches.
     pub appender: Appender,
     /// What may be acknowledged.
@@ -90,11 +92,11 @@ impl Intake {
     /// An intake that writes with this appender.
     #[must_use]
     pub fn new(settings: &Settings, appender: Appender, progress: Progress, stamp: Stamp, batch_max: usize, stats: Arc<Stats>) -> Self {
-        let tables = settings.source.tables.iter().map(|t| (t.schema.clone(), t.table.clone())).collect();
+        let relations = Relations::new(&settings.source.tables, &settings.primary_keys);
         Intake {
-            relations: Relations::new(&settings.source.tables, &settings.primary_keys),
-            captured: Vec::new(),
-            tables,
+            relations: relations.with_rules(&settings.source.columns).with_oids(&settings.oids),
+            layouts: HashMap::new(),
+            read_layout: Layout::default(),
             appender,
             progress,
             open: None,
@@ -110,6 +112,13 @@ impl Intake {
             counts: Counts::default(),
             stats,
         }
+    }
+
+    /// Takes note of the layouts that the control log holds already.
+    pub fn set_layouts<'l>(&mut self, layouts: impl Iterator<Item = &'l TableLayout>) {
+        // In order, so the last one of each table stays.
+        let layout = |l: &TableLayout| u64::from_str_radix(&l.layout, 16).map(Layout).unwrap_or_default();
+        self.layouts = layouts.map(|l| (l.table.clone(), (l.since, layout(l)))).collect();
     }
 
     /// Lets a backfill see the stream from here on.
@@ -153,29 +162,75 @@ impl Intake {
             Message::Delete { oid, old } => self.row(oid, Changed::Delete(old), data.len())?,
             Message::Begin(begin) => self.begin(begin)?,
             Message::Commit(commit) => self.commit(commit)?,
-            Message::Relation(relation) => {
-                let oid = relation.oid;
-                let schema = self.relations.learn(&relation)?;
-                let captured = self.tables.iter().any(|(s, t)| *s == schema.schema && *t == schema.table);
-                match self.captured.binary_search_by_key(&oid, |(oid, _)| *oid) {
-                    Ok(at) => self.captured[at].1 = captured,
-                    Err(at) => self.captured.insert(at, (oid, captured)),
-                }
-            }
+            Message::Relation(relation) => self.relation(&relation)?,
+            Message::Type { oid, namespace, name } => self.relations.learn_type(oid, namespace, name),
             Message::Truncate(truncate) => {
                 for oid in truncate.oids() {
                     self.truncate(oid)?;
                 }
             }
             Message::Message(message) => self.message(&message)?,
-            Message::Origin { .. } | Message::Type { .. } => {}
+            Message::Origin { .. } => {}
         }
         Ok(())
+    }
+
+    /// Learns a table's description, and keeps it in the control log when it is a new one.
+    fn relation(&mut self, relation: &Relation<'_>) -> Result<(), CaptureError> {
+        let Some(open) = &self.open else { return Err(contradiction("a table is described outside a transaction")) };
+        let known = self.relations.learn(relation)?;
+        if !known.captured {
+            return Ok(());
+        }
+        let since = Position::new(self.appender.run().epoch, open.begin.final_lsn, self.appender.next_ordinal());
+        let (table, renamed) = (Arc::clone(&known.table), known.renamed.clone());
+        self.keep_layout(&table, renamed, since, open.begin.commit_time.saturating_add(POSTGRES_EPOCH_US) / 1000);
+        Ok(())
+    }
+
+    /// Writes a table's layout to the control log unless it is the last one there.
+    fn keep_layout(&mut self, table: &TableSchema, renamed: Option<String>, since: Position, at_ms: i64) {
+        let name = format!("{}.{}", table.schema, table.table);
+        // A replay describes tables as they were: what is older than the last layout is in the log.
+        let last = self.layouts.get(&name);
+        if last.is_some_and(|(last, held)| since <= *last || *held == table.layout) {
+            return;
+        }
+        if last.is_some() {
+            tracing::info!(table = name, layout = %table.layout, oid = table.oid, renamed, "a table has changed; `schema history` tells how");
+        }
+        let column = |column: &Column| LayoutColumn {
+            name: column.name.clone(),
+            type_name: self.relations.type_name(column.type_id),
+            key: column.in_key,
+            policy: (column.policy != Policy::Pass).then(|| column.policy.to_string()),
+        };
+        let identity = match table.identity {
+            Identity::Default => "default",
+            Identity::Index => "index",
+            Identity::Full => "full",
+            Identity::Nothing => "nothing",
+        };
+        let record = TableLayout {
+            table: name.clone(),
+            layout: table.layout.to_string(),
+            since,
+            oid: table.oid,
+            renamed,
+            identity: identity.to_owned(),
+            columns: table.columns.iter().map(column).collect(),
+            at_ms,
+        };
+        self.layouts.insert(name, (since, table.layout));
+        self.append_record(&Record::Layout(record));
     }
 
     fn begin(&mut self, begin: Begin) -> Result<(), CaptureError> {
         if self.open.is_some() {
             return Err(contradiction("a transaction begins inside another one"));
+        }
+        if begin.final_lsn < self.received {
+            return Err(contradiction("a transaction commits before the end of the one before it"));
         }
         self.appender.begin(begin.final_lsn, begin.xid, begin.commit_time).map_err(diverged)?;
         let context = TxContext::new(self.appender.run().epoch, begin.final_lsn, begin.xid, begin.commit_time);
@@ -196,7 +251,7 @@ impl Intake {
         self.appender.commit(|to, here, total| encode::end(to, context, u64::from(here), u64::from(total))).map_err(diverged)?;
         self.ended(commit.end_lsn);
         self.counts.transactions += 1;
-        self.committed_at_ms = (commit.commit_time + POSTGRES_EPOCH_US) / 1000;
+        self.committed_at_ms = commit.commit_time.saturating_add(POSTGRES_EPOCH_US) / 1000;
         if let Some(hook) = &mut self.hook {
             hook.commit(open.begin.xid, commit.end_lsn);
         }
@@ -212,14 +267,15 @@ impl Intake {
     fn row(&mut self, oid: u32, changed: Changed<'_>, bytes: usize) -> Result<(), CaptureError> {
         let Some(open) = &self.open else { return Err(contradiction("a row outside a transaction")) };
         let position = self.appender.change().ok_or_else(too_many_changes)?;
-        let table = self.relations.get(oid)?;
+        let known = self.relations.get(oid)?;
+        let table = &known.table;
         if self.watched
             && let Some(hook) = &mut self.hook
         {
             let (old, new) = changed.tuples();
             hook.change(oid, table, old, new);
         }
-        if !is_captured(&self.captured, oid) {
+        if !known.captured {
             return Ok(());
         }
         let (row, second) = match changed {
@@ -242,11 +298,12 @@ impl Intake {
     fn truncate(&mut self, oid: u32) -> Result<(), CaptureError> {
         let Some(open) = &self.open else { return Err(contradiction("a truncate outside a transaction")) };
         let position = self.appender.change().ok_or_else(too_many_changes)?;
-        let table = self.relations.get(oid)?;
+        let known = self.relations.get(oid)?;
+        let table = &known.table;
         if let Some(hook) = &mut self.hook {
             hook.truncate(oid, table);
         }
-        if is_captured(&self.captured, oid) {
+        if known.captured {
             let written: Result<Put, CaptureError> = self.appender.event_everywhere(position, |to| {
                 encode::truncate(to, &open.context, position.ordinal, table);
                 Ok(())
@@ -293,12 +350,15 @@ impl Intake {
     /// were taken. Answers whether the hook may have more.
     pub fn take_from_hook(&mut self, bytes_max: usize) -> bool {
         debug_assert!(self.open.is_none(), "a hook writes between transactions");
-        let Some(hook) = &mut self.hook else { return false };
         let mut bytes = 0;
         while bytes < bytes_max && !self.appender.has_ready() {
-            match hook.write() {
+            match self.hook.as_mut().and_then(|hook| hook.write()) {
                 None => return false,
                 Some(Write::Row(row)) => {
+                    if row.table.layout != self.read_layout {
+                        self.read_layout = row.table.layout;
+                        self.keep_layout(&row.table, None, row.as_of, now_ms());
+                    }
                     // A row costs beside its values what its envelope costs.
                     let row_bytes = row.values.bytes();
                     bytes += row_bytes + ENVELOPE_BYTES;
@@ -399,11 +459,6 @@ impl Counts {
             Put::Skipped => self.skipped += 1,
         }
     }
-}
-
-#[inline]
-fn is_captured(captured: &[(u32, bool)], oid: u32) -> bool {
-    captured.binary_search_by_key(&oid, |(oid, _)| *oid).is_ok_and(|at| captured[at].1)
 }
 
 #[inline]

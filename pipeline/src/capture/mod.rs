@@ -36,6 +36,7 @@ pub mod intake;
 mod link;
 mod opening;
 pub mod pgoutput;
+pub mod policies;
 pub mod progress;
 mod promise;
 pub mod read_rows;
@@ -44,6 +45,7 @@ mod session;
 pub mod source;
 pub mod stats;
 pub mod tail;
+mod type_names;
 mod watch;
 pub mod wire;
 
@@ -65,6 +67,8 @@ pub struct Settings {
     pub source: config::Source,
     /// Primary keys by (schema, table), for tables whose replica identity does not name one.
     pub primary_keys: HashMap<(String, String), Vec<String>>,
+    /// The configured tables by the OID that they had at the start: a table that is renamed keeps its configured name.
+    pub oids: HashMap<u32, (String, String)>,
     /// Rows above this many bytes go to the dead letters.
     pub row_bytes_max: usize,
     /// Host and process, for people who read the control journal.
@@ -81,6 +85,7 @@ impl Settings {
             pipeline: pipeline.name.clone(),
             source: pipeline.source.clone(),
             primary_keys,
+            oids: HashMap::new(),
             row_bytes_max: ROW_BYTES_MAX,
             owner,
             seed: None,

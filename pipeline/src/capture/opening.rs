@@ -136,6 +136,7 @@ pub(super) async fn open(parts: &CaptureParts, random: &mut StdRng) -> Result<Op
     let hold_back = HoldBack { bytes: hold_back.bytes.min(ceiling / HOLD_BACK_PART), ..hold_back };
     let progress = Progress::new(tails.len() + 1, hold_back);
     let mut intake = Intake::new(settings, appender, progress, stamp, batch_max, stats.clone());
+    intake.set_layouts(control.state().layouts());
     intake.set_hook(parts.hooks.as_ref().and_then(|hooks| hooks.session(control.state(), epoch)));
     Ok(Opened { link, writer, control, intake, promises: Promises::new(hold_back, confirmed) })
 }

@@ -1,18 +1,20 @@
 //! What capture knows of the tables in the stream: one [`TableSchema`] per relation OID, for one session.
 //!
 //! Owns the mapping from PostgreSQL's built-in type OIDs to value classes, the choice of key and partition columns,
-//! and the cache; never asks the catalogue. Types that are not built in (enums, domains, composites, extensions, and
+//! which relation is which configured table, and the cache; never asks the catalogue. Types that are not built in (enums, domains, composites, extensions, and
 //! arrays of them) have OIDs of their own in every database, so their values stay PostgreSQL's text.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
 use tillstream_schemas::table::Identity;
-use tillstream_schemas::{Column, TableSchema, ValueClass};
+use tillstream_schemas::{Column, HashKey, Layout, Policy, TableSchema, ValueClass};
 
 use super::CaptureError;
 use super::pgoutput::{Relation, Tuple};
-use crate::config::SourceTable;
+use super::type_names;
+use crate::config::{ColumnRules, SourceTable};
 
 /// What the stream itself does not say of a table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,26 @@ pub struct TableOptions {
     /// Primary key columns from the catalogue: they make the key where the replica identity does not name one
     /// (FULL flags every column, NOTHING none). Empty when there is no primary key.
     pub primary_key: Vec<String>,
+    /// Configured policies, by column.
+    pub policies: BTreeMap<String, Policy>,
+    /// Columns without a policy are held back.
+    pub hold_new: bool,
+    /// What hashed columns need.
+    pub hash_key: Option<Arc<HashKey>>,
+}
+
+impl TableOptions {
+    /// What is configured for a table, and its primary key.
+    #[must_use]
+    pub fn of(table: &SourceTable, rules: &ColumnRules, primary_key: &[String]) -> TableOptions {
+        TableOptions {
+            partition_by: table.partition_by.clone(),
+            primary_key: primary_key.to_vec(),
+            policies: rules.of(&table.schema, &table.table).cloned().unwrap_or_default(),
+            hold_new: rules.hold_new,
+            hash_key: rules.hash_key.clone(),
+        }
+    }
 }
 
 /// A column as the stream or the catalogue describes it.
@@ -69,6 +91,28 @@ pub enum RelationError {
         /// The name.
         column: String,
     },
+    /// A policy stands on a key column.
+    #[error("column {column:?} of {table} has the policy {policy} and is part of the key")]
+    PolicyOnKey {
+        /// `schema.table`.
+        table: String,
+        /// The name.
+        column: String,
+        /// The policy.
+        policy: Policy,
+    },
+    /// A column with a policy is gone, and one without a policy has come: it may have been renamed.
+    #[error("column {column:?} of {table} has the policy {policy} and is gone, while {come:?}, which has none, has come")]
+    PolicyColumnGone {
+        /// `schema.table`.
+        table: String,
+        /// The name.
+        column: String,
+        /// The policy.
+        policy: Policy,
+        /// A new column without a policy.
+        come: String,
+    },
     /// `partition_by` names a column that old rows do not carry.
     #[error("partition_by of {table} names {column:?}, which is not part of the replica identity")]
     PartitionByNotInIdentity {
@@ -87,6 +131,8 @@ impl RelationError {
             RelationError::Unknown(_) | RelationError::ColumnCount { .. } | RelationError::DuplicateColumn { .. } => {
                 "capture.malformed_message"
             }
+            RelationError::PolicyOnKey { .. } => "capture.policy_on_key",
+            RelationError::PolicyColumnGone { .. } => "capture.policy_column_gone",
             RelationError::PartitionByUnknown { .. } => "capture.partition_by_unknown",
             RelationError::PartitionByNotInIdentity { .. } => "capture.partition_by_not_in_identity",
         }
@@ -99,6 +145,14 @@ impl From<RelationError> for CaptureError {
             RelationError::Unknown(_) | RelationError::ColumnCount { .. } | RelationError::DuplicateColumn { .. } => (
                 "the stream contradicts itself; going on could put values into wrong columns".to_owned(),
                 "start again; if it comes back, report it with the server's version".to_owned(),
+            ),
+            RelationError::PolicyOnKey { table, column, .. } => (
+                "a key that is altered names no row: changes of one row could not be told from those of another".to_owned(),
+                format!("remove {column:?} from source.columns of {table}, or give the table a key without personal data"),
+            ),
+            RelationError::PolicyColumnGone { table, column, come, .. } => (
+                "if it was renamed, its values would go out unprotected under the new name".to_owned(),
+                format!("name {come:?} in source.columns of {table} too, and keep {column:?} there: older changes may still come"),
             ),
             RelationError::PartitionByUnknown { table, column } => (
                 "rows could not be given a partition".to_owned(),
@@ -116,12 +170,32 @@ impl From<RelationError> for CaptureError {
     }
 }
 
+/// A relation of the stream.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// How its rows are written. Of a captured table under its configured name, which a renamed one keeps.
+    pub table: Arc<TableSchema>,
+    /// Whether it is captured; the others are counted and passed over.
+    pub captured: bool,
+    /// Its name in the database where that is not the configured one.
+    pub renamed: Option<String>,
+}
+
 /// The tables of one session.
 #[derive(Debug, Default)]
 pub struct Relations {
     options: HashMap<(String, String), TableOptions>,
+    configured: Vec<(String, String)>,
+    /// Configured tables by the OID that the catalogue gave them at the start.
+    catalogued: HashMap<u32, (String, String)>,
+    /// Configured tables by the OID under which the stream has shown their names.
+    shown: HashMap<u32, (String, String)>,
+    /// Relations whose configured name another one has taken.
+    displaced: HashSet<u32>,
+    /// Names of types that are not built in, as the stream told them. One for each type that a captured table uses.
+    type_names: HashMap<u32, String>,
     /// Sorted by OID; a database has tens of captured tables, so a binary search is all it takes.
-    tables: Vec<(u32, Arc<TableSchema>)>,
+    tables: Vec<(u32, Known)>,
 }
 
 impl Relations {
@@ -135,7 +209,56 @@ impl Relations {
         for table in tables {
             options.entry((table.schema.clone(), table.table.clone())).or_default().partition_by.clone_from(&table.partition_by);
         }
-        Relations { options, tables: Vec::new() }
+        let configured = tables.iter().map(|t| (t.schema.clone(), t.table.clone())).collect();
+        Relations { options, configured, ..Relations::default() }
+    }
+
+    /// The same with column policies.
+    #[must_use]
+    pub fn with_rules(mut self, rules: &ColumnRules) -> Self {
+        for name in &self.configured {
+            let options = self.options.entry(name.clone()).or_default();
+            options.policies = rules.of(&name.0, &name.1).cloned().unwrap_or_default();
+            options.hold_new = rules.hold_new;
+            options.hash_key.clone_from(&rules.hash_key);
+        }
+        self
+    }
+
+    /// The same, knowing which OIDs the configured tables have in the catalogue: a table keeps its configured name when
+    /// it is renamed.
+    #[must_use]
+    pub fn with_oids(mut self, oids: &HashMap<u32, (String, String)>) -> Self {
+        self.catalogued.clone_from(oids);
+        self
+    }
+
+    /// Takes the name of a type that is not built in.
+    pub fn learn_type(&mut self, oid: u32, namespace: &[u8], name: &[u8]) {
+        let (namespace, name) = (String::from_utf8_lossy(namespace), String::from_utf8_lossy(name));
+        let shown = if matches!(&*namespace, "" | "pg_catalog" | "public") { name.into_owned() } else { format!("{namespace}.{name}") };
+        self.type_names.insert(oid, shown);
+    }
+
+    /// The name of a type, as SQL writes it.
+    #[must_use]
+    pub fn type_name(&self, type_id: (u32, i32)) -> String {
+        type_names::of(type_id, &self.type_names)
+    }
+
+    /// Which configured table a relation is: the one of its name, else the one that it was before it was renamed, unless
+    /// another relation has that name now.
+    fn configured_name(&self, oid: u32, name: (String, String)) -> (Option<(String, String)>, (String, String)) {
+        if self.configured.contains(&name) {
+            return (Some(name.clone()), name);
+        }
+        let former = match (self.catalogued.get(&oid), self.shown.get(&oid)) {
+            _ if self.displaced.contains(&oid) => None,
+            (Some(former), _) => Some(former),
+            // The catalogue knows the name as another's: this one is from before, or stepped aside for it.
+            (None, former) => former.filter(|former| !self.catalogued.values().any(|held| held == *former)),
+        };
+        (former.cloned(), name)
     }
 
     /// What is configured or known of a table beside the stream's description.
@@ -148,7 +271,8 @@ impl Relations {
     ///
     /// # Errors
     /// `partition_by` does not fit the table, or two columns have one name.
-    pub fn learn(&mut self, relation: &Relation<'_>) -> Result<Arc<TableSchema>, RelationError> {
+    /// Answers what is known of it now.
+    pub fn learn(&mut self, relation: &Relation<'_>) -> Result<&Known, RelationError> {
         let schema = match relation.namespace {
             // The protocol's short form.
             [] => "pg_catalog".to_owned(),
@@ -167,12 +291,39 @@ impl Relations {
             type_modifier: c.type_modifier,
             in_identity: c.in_identity,
         });
-        let built = Arc::new(table_schema(&schema, &table, identity, columns, &self.options(&schema, &table))?);
-        match self.tables.binary_search_by_key(&relation.oid, |(oid, _)| *oid) {
-            Ok(at) => self.tables[at].1 = Arc::clone(&built),
-            Err(at) => self.tables.insert(at, (relation.oid, Arc::clone(&built))),
+        let (configured, real) = self.configured_name(relation.oid, (schema, table));
+        let shown = configured.as_ref().unwrap_or(&real);
+        let options = self.options(&shown.0, &shown.1);
+        let table = table_schema(relation.oid, (&real.0, &real.1), (&shown.0, &shown.1), identity, columns, &options)?;
+        let at = self.tables.binary_search_by_key(&relation.oid, |(oid, _)| *oid);
+        if let Ok(at) = at {
+            check_policies(&self.tables[at].1.table, &table, &options)?;
         }
-        Ok(built)
+        let renamed = configured.as_ref().filter(|c| **c != real).map(|_| qualified(&real.0, &real.1));
+        if let Some(name) = &configured
+            && renamed.is_none()
+        {
+            // Whoever had the name before has it no longer.
+            let is_it = |known: &Known| known.table.schema == name.0 && known.table.table == name.1;
+            for (oid, other) in self.tables.iter_mut().filter(|(oid, other)| *oid != relation.oid && is_it(other)) {
+                self.displaced.insert(*oid);
+                other.captured &= other.renamed.is_none();
+            }
+            self.displaced.remove(&relation.oid);
+            self.shown.insert(relation.oid, name.clone());
+        }
+        let known = Known { table: Arc::new(table), captured: configured.is_some(), renamed };
+        let at = match at {
+            Ok(at) => {
+                self.tables[at].1 = known;
+                at
+            }
+            Err(at) => {
+                self.tables.insert(at, (relation.oid, known));
+                at
+            }
+        };
+        Ok(&self.tables[at].1)
     }
 
     /// The table of a row or a TRUNCATE.
@@ -180,7 +331,7 @@ impl Relations {
     /// # Errors
     /// The stream has not described it.
     #[inline]
-    pub fn get(&self, oid: u32) -> Result<&Arc<TableSchema>, RelationError> {
+    pub fn get(&self, oid: u32) -> Result<&Known, RelationError> {
         match self.tables.binary_search_by_key(&oid, |(oid, _)| *oid) {
             Ok(at) => Ok(&self.tables[at].1),
             Err(_) => Err(RelationError::Unknown(oid)),
@@ -200,6 +351,23 @@ pub fn check_columns(table: &TableSchema, tuple: &Tuple<'_>) -> Result<(), Relat
     Err(RelationError::ColumnCount { table: qualified(&table.schema, &table.table), expected: table.columns.len(), found: tuple.len() })
 }
 
+/// Refuses a version of a table in which a column that had a policy is no more while one without a policy has come: it may
+/// be the same one under another name.
+fn check_policies(was: &TableSchema, is: &TableSchema, options: &TableOptions) -> Result<(), RelationError> {
+    let has = |table: &TableSchema, name: &str| table.columns.iter().any(|c| c.name == name);
+    let gone = was.columns.iter().find(|c| !matches!(c.policy, Policy::Pass | Policy::Held) && !has(is, &c.name));
+    let come = is.columns.iter().find(|c| c.policy == Policy::Pass && !options.policies.contains_key(&c.name) && !has(was, &c.name));
+    match (gone, come) {
+        (Some(gone), Some(come)) => Err(RelationError::PolicyColumnGone {
+            table: qualified(&is.schema, &is.table),
+            column: gone.name.clone(),
+            policy: gone.policy,
+            come: come.name.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn qualified(schema: &str, table: &str) -> String {
     format!("{schema}.{table}")
 }
@@ -207,11 +375,14 @@ fn qualified(schema: &str, table: &str) -> String {
 /// Builds a table's schema from the stream's or the catalogue's description: the same for both, so that a backfill's
 /// rows look and hash like live ones.
 ///
+/// `real` is its name in the database, `shown` the one in its events: both as schema and table.
+///
 /// # Errors
-/// `partition_by` does not fit the table, or two columns have one name.
+/// `partition_by` or a policy does not fit the table, or two columns have one name.
 pub fn table_schema(
-    schema: &str,
-    table: &str,
+    oid: u32,
+    real: (&str, &str),
+    (schema, table): (&str, &str),
     identity: Identity,
     columns: impl Iterator<Item = ColumnSpec>,
     options: &TableOptions,
@@ -227,7 +398,16 @@ pub fn table_schema(
         };
         let type_id = (spec.type_oid, spec.type_modifier);
         let shape = shape_of(spec.type_oid);
-        let column = Column::new(&spec.name, shape.class, in_key, type_id);
+        let mut column = Column::new(&spec.name, shape.class, in_key, type_id);
+        column.policy = match options.policies.get(&spec.name) {
+            Some(policy) => *policy,
+            // A key names the row: without it there is no event.
+            None if options.hold_new && !in_key => Policy::Held,
+            None => Policy::Pass,
+        };
+        if in_key && column.policy != Policy::Pass {
+            return Err(RelationError::PolicyOnKey { table: qualified(schema, table), column: spec.name, policy: column.policy });
+        }
         built.push(match shape.array_delimiter {
             Some(delimiter) => column.into_array(delimiter),
             None => column,
@@ -256,7 +436,21 @@ pub fn table_schema(
         None if identity == Identity::Full => Vec::new(),
         None => indexes(&|_| true),
     };
-    Ok(TableSchema::new(schema, table, identity, built, partition_by))
+    let layout = layout_of(oid, real, (schema, table), identity, &built);
+    Ok(TableSchema::new((schema, table), identity, built, partition_by, (oid, layout)).with_hash_key(options.hash_key.clone()))
+}
+
+/// Everything that makes a version of a table, digested.
+fn layout_of(oid: u32, real: (&str, &str), shown: (&str, &str), identity: Identity, columns: &[Column]) -> Layout {
+    let mut digest = Sha256::new();
+    digest.update(format!("{oid}\0{}\0{}\0{}\0{}\0{identity:?}", real.0, real.1, shown.0, shown.1));
+    for column in columns {
+        let (type_oid, modifier) = column.type_id;
+        digest.update(format!("\0{}\0{type_oid}\0{modifier}\0{}\0{}", column.name, column.in_key, column.policy));
+    }
+    let digest: [u8; 32] = digest.finalize().into();
+    let (head, _) = digest.split_first_chunk::<6>().expect("a SHA-256 has 32 bytes");
+    Layout::new(*head)
 }
 
 /// How values of a type look.
@@ -361,8 +555,8 @@ mod tests {
         };
         let columns = [spec("id", 20, flag(true)), spec("location", 25, flag(true)), spec("qty", 23, flag(false))];
         let owned = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>();
-        let options = TableOptions { partition_by: partition_by.map(owned), primary_key: owned(primary_key) };
-        table_schema("public", "stock", identity, columns.into_iter(), &options)
+        let options = TableOptions { partition_by: partition_by.map(owned), primary_key: owned(primary_key), ..TableOptions::default() };
+        table_schema(1, ("public", "stock"), ("public", "stock"), identity, columns.into_iter(), &options)
     }
 
     fn keys(table: &TableSchema) -> Vec<&str> {
@@ -400,11 +594,13 @@ mod tests {
     #[test]
     fn names_are_escaped_once() {
         let columns = [spec("a \"b\"", 20, true)];
-        let table = table_schema("s", "ta\nble", Identity::Default, columns.into_iter(), &TableOptions::default()).expect("a good table");
-        assert_eq!(&*table.json_names, br#","schema":"s","table":"ta\nble""#);
+        let table = table_schema(1, ("s", "ta\nble"), ("s", "ta\nble"), Identity::Default, columns.into_iter(), &TableOptions::default())
+            .expect("a good table");
+        let names = String::from_utf8_lossy(&table.json_names).into_owned();
+        assert_eq!(names, format!(r#","schema":"s","table":"ta\nble","layout":"{}""#, table.layout));
         assert_eq!(&*table.columns[0].json_key, br#","a \"b\"":"#);
         let twice = [spec("a", 20, true), spec("a", 25, false)];
-        assert!(table_schema("s", "t", Identity::Default, twice.into_iter(), &TableOptions::default()).is_err());
+        assert!(table_schema(1, ("s", "t"), ("s", "t"), Identity::Default, twice.into_iter(), &TableOptions::default()).is_err());
     }
 
     /// `pg_type` of PostgreSQL 15: every built-in array as `array:element`, with its delimiter where that is no comma.

@@ -10,6 +10,7 @@ mod epoch;
 mod explain;
 mod output;
 mod run;
+mod schema;
 mod setup;
 mod status;
 mod tap;
@@ -93,6 +94,8 @@ enum Command {
     DeadLetters(dead_letters::Command),
     #[command(subcommand)]
     Epoch(epoch::Command),
+    #[command(subcommand)]
+    Schema(schema::Command),
     /// Check configuration files: syntax, keys, references, and the live catalogue
     Validate(validate::Arguments),
     /// Print (or run) the SQL that prepares the source database
@@ -155,6 +158,7 @@ impl Command {
             Command::Diff(arguments) => arguments.format,
             Command::DeadLetters(command) => command.format(),
             Command::Epoch(command) => command.format(),
+            Command::Schema(command) => command.format(),
             Command::Doctor(arguments) => arguments.format,
             Command::Setup(_) | Command::Explain(_) | Command::Demo(_) => Format::Human,
         }
@@ -170,6 +174,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Diff(arguments) => diff::run(arguments, &settings, &registry).await,
         Command::DeadLetters(command) => dead_letters::run(command, &registry).await,
         Command::Epoch(command) => epoch::run(command, &registry).await,
+        Command::Schema(command) => schema::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,
         Command::Setup(arguments) => setup::run(arguments, &registry).await,
         Command::Doctor(arguments) => doctor::run(arguments, &registry).await,

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tillstream_schemas::Policy;
 
 use super::document::{Document, Span};
 use super::keys::{Key, Need, Type};
@@ -36,6 +37,8 @@ pub(crate) enum Checked {
     Table(String, String),
     List(Vec<Item>),
     PerTable(Vec<(Item, Item)>),
+    PerColumn(Vec<(Item, Item)>),
+    Policy(Policy),
     Block(Block),
     /// Kind, and the block below it with references resolved; the node keeps the places.
     Sink {
@@ -246,12 +249,21 @@ impl Checker<'_> {
             Type::OneOf(keys) => self.one_of(node, at, path, keys, root),
             Type::List(of) => self.list(node, at, path, of, root),
             Type::PerTable(of) => self.per_table(node, at, path, of, root),
+            Type::PerColumn(of) => self.per_column(node, at, path, of, root),
             Type::Sink => self.sink(node, at, path),
+            // YAML reads the word as nothing.
+            Type::Policy if self.says_null(node) => item(Checked::Policy(Policy::Null)),
             _ => {
                 let (text, plain, referenced) = self.scalar(node, at, path, ty)?;
                 self.checked(&text, plain, referenced, node.span, path, ty).map(|value| Item { span: node.span, value })
             }
         }
+    }
+
+    /// Whether the word `null` stands there, and not merely nothing.
+    fn says_null(&self, node: &Node) -> bool {
+        let text = self.document.text.get(node.span.start..node.span.start + node.span.len);
+        matches!(node.value, Value::Null) && text == Some("null")
     }
 
     fn one_of(&mut self, node: &Node, at: Span, path: &str, keys: &'static [Key], root: &'static [Key]) -> Option<Item> {
@@ -311,6 +323,24 @@ impl Checker<'_> {
             }
         }
         Some(Item { span: node.span, value: Checked::PerTable(checked) })
+    }
+
+    fn per_column(&mut self, node: &Node, at: Span, path: &str, of: &Type, root: &'static [Key]) -> Option<Item> {
+        let Value::Map(entries) = &node.value else {
+            let help = Some("write `column: value`".to_owned());
+            let message = format!("`{path}` must have columns as keys, this is {}", node.value.kind());
+            self.problem(Code::WrongType, at, message, "no columns", help);
+            return None;
+        };
+        let mut checked = Vec::new();
+        for (key, value) in entries {
+            let column = self.checked(&key.text, true, false, key.span, path, &Type::Column);
+            let value = self.value(value, key.span, &format!("{path}.{}", key.text), of, root);
+            if let (Some(column), Some(value)) = (column, value) {
+                checked.push((Item { span: key.span, value: column }, value));
+            }
+        }
+        Some(Item { span: node.span, value: Checked::PerColumn(checked) })
     }
 
     fn sink(&mut self, node: &Node, at: Span, path: &str) -> Option<Item> {
@@ -502,10 +532,27 @@ impl Checker<'_> {
                     wrong(Code::BadChoice, help)
                 }
             },
-            Type::List(_) | Type::PerTable(_) | Type::Block(_) | Type::OneOf(_) | Type::Sink => None,
+            Type::Policy => match Policy::parse(text) {
+                Some(policy) => Some(Checked::Policy(policy)),
+                None => {
+                    let near = nearest(text, ["pass", "drop", "null", "mask", "hash", "truncate(8)"]);
+                    wrong(Code::BadChoice, near.map_or_else(|| format!("choose {expected}"), |near| format!("did you mean `{near}`?")))
+                }
+            },
+            Type::Secret if text.len() < SECRET_BYTES_MIN => {
+                // What it is must not be repeated, nor how long it is.
+                let help = Some(format!("take {SECRET_BYTES_MIN} random bytes or more: openssl rand -hex 32"));
+                self.problem(Code::BadSecret, span, format!("`{path}` is too short to be a key"), "this value", help);
+                None
+            }
+            Type::Secret => Some(Checked::Secret(text.to_owned().into())),
+            Type::List(_) | Type::PerTable(_) | Type::PerColumn(_) | Type::Block(_) | Type::OneOf(_) | Type::Sink => None,
         }
     }
 }
+
+/// A key that can be guessed protects nothing: the values that it hides are names and telephone numbers.
+const SECRET_BYTES_MIN: usize = 16;
 
 fn plain(text: &str, span: Span) -> Node {
     Node { span, value: Value::Scalar { text: text.to_owned(), plain: true } }

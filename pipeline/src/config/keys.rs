@@ -35,6 +35,12 @@ pub(crate) enum Type {
     List(&'static Type),
     /// A map from `schema.table`.
     PerTable(&'static Type),
+    /// A map from columns.
+    PerColumn(&'static Type),
+    /// What becomes of a column.
+    Policy,
+    /// A secret text; kept redacted.
+    Secret,
     /// A block of keys.
     Block(&'static [Key]),
     /// A block with exactly one of these keys.
@@ -133,7 +139,12 @@ const HOLD_BACK: [Key; 2] = [
     ),
 ];
 
-const SOURCE: [Key; 12] = [
+const HASH_KEY: [Key; 2] = [
+    key("id", Type::Name, Required("id: k1"), "Stands in every hash, so that values of a later key can be told from these."),
+    key("secret", Type::Secret, Required("secret: ${env:COLUMN_KEY}"), "The key; sixteen bytes or more."),
+];
+
+const SOURCE: [Key; 15] = [
     key("name", Type::Name, Required("name: pos"), "Stable name of the database; part of event headers and fact keys, so never change it."),
     key(
         "url",
@@ -176,6 +187,19 @@ const SOURCE: [Key; 12] = [
         "An indexed column that every change of a row moves forward, by table: what `backfill start --since` goes by.",
     ),
     key("allow_weak_auth", Type::Bool, Default("false"), "Accept password and md5 authentication beside SCRAM-SHA-256."),
+    key(
+        "columns",
+        Type::PerTable(&Type::PerColumn(&Type::Policy)),
+        Optional("every column passes"),
+        "What becomes of columns before they reach the journal: pass, drop, null, mask, hash or truncate(N), by table and column. Not for key columns.",
+    ),
+    key(
+        "on_new_column",
+        Type::Choice(&["pass", "hold"]),
+        Default("pass"),
+        "Whether a column that `columns` does not name passes or is held back until it is named there.",
+    ),
+    key("hash_key", Type::Block(&HASH_KEY), Optional("no column is hashed"), "The key of hashed columns."),
 ];
 
 const ADMIN: [Key; 1] = [key(
@@ -281,6 +305,9 @@ impl Type {
             Type::Choice(words) => format!("one of {}", words.join(", ")),
             Type::List(of) => format!("a list, each {}", of.describe()),
             Type::PerTable(of) => format!("a block with tables as keys, each {}", of.describe()),
+            Type::PerColumn(of) => format!("a block with columns as keys, each {}", of.describe()),
+            Type::Policy => "pass, drop, null, mask, hash or truncate(N)".to_owned(),
+            Type::Secret => "a secret, as ${env:NAME}".to_owned(),
             Type::Block(_) => "a block of keys".to_owned(),
             Type::OneOf(keys) => format!("a block with one of {}", keys.iter().map(|k| k.name).collect::<Vec<_>>().join(", ")),
             Type::Sink => "a block with the kind of sink as its key".to_owned(),

@@ -29,7 +29,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use tillstream_connectors::registry::Target;
 pub use tillstream_connectors::sink::OnDelete;
-use tillstream_schemas::Op;
+use tillstream_schemas::{HashKey, Op, Policy};
 
 pub(crate) use check::nearest;
 pub use keys::reference;
@@ -124,6 +124,28 @@ pub struct Source {
     pub initial_load: bool,
     /// Accept `password` and `md5` authentication as well as SCRAM-SHA-256.
     pub allow_weak_auth: bool,
+    /// What becomes of columns before they reach the journal.
+    pub columns: ColumnRules,
+}
+
+/// What becomes of columns before they reach the journal.
+#[derive(Debug, Clone, Default)]
+pub struct ColumnRules {
+    /// Policies by (schema, table) and column.
+    pub tables: BTreeMap<(String, String), BTreeMap<String, Policy>>,
+    /// Columns that have no policy do not appear, but for key columns.
+    pub hold_new: bool,
+    /// The key of hashed columns.
+    pub hash_key: Option<Arc<HashKey>>,
+}
+
+impl ColumnRules {
+    /// The policies of a table.
+    #[must_use]
+    pub fn of(&self, schema: &str, table: &str) -> Option<&BTreeMap<String, Policy>> {
+        // A map of pairs of texts cannot be asked by borrowed ones; there are tens of tables.
+        self.tables.iter().find(|((s, t), _)| s == schema && t == table).map(|(_, policies)| policies)
+    }
 }
 
 /// One captured table.

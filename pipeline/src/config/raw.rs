@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::ExposeSecret;
 use tillstream_connectors::registry::{self, Registry};
-use tillstream_schemas::Op;
+use tillstream_schemas::{HashKey, Op, Policy};
 
 use super::calendar::{Calendar, Hours};
 use super::check::{Block, Checked, Checker, nearest};
@@ -16,8 +18,8 @@ use super::report::{Code, Problem, Report};
 use super::secrets::Environment;
 use super::tree::{self, Node, Value};
 use super::{
-    Admin, Compression, Connector, Delivery, HoldBack, InPeak, Journal, LocalJournal, OnDelete, Pipeline, Protect, RabbitJournal,
-    Retention, Retry, Source, SourceTable,
+    Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, LocalJournal, OnDelete, Pipeline, Protect,
+    RabbitJournal, Retention, Retry, Source, SourceTable,
 };
 
 /// What both journals keep when nothing is said: a week covers a long weekend and a day of repair.
@@ -91,6 +93,7 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
     };
     let top = checker.block(&tree, top_of(&tree), "", &keys::PIPELINE, &keys::PIPELINE);
     let tables = top.block("source").map(|source| source_tables(&mut checker, source)).unwrap_or_default();
+    let columns = top.block("source").map(|source| column_rules(&mut checker, source, &tables)).unwrap_or_default();
     let paths: Vec<(PathBuf, Span)> = top
         .list("connectors")
         .iter()
@@ -129,7 +132,7 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
         return None;
     }
     let journal = journal(top.block("journal")?)?;
-    let source = source(top.block("source")?, tables, &journal)?;
+    let source = source(top.block("source")?, tables, columns, &journal)?;
     let listen = top.block("admin")?.address("listen")?;
     let pipeline = Pipeline {
         name: top.text("pipeline")?,
@@ -186,7 +189,7 @@ fn unknown_table(checker: &mut Checker<'_>, schema: &str, table: &str, span: Spa
     checker.problem(Code::UnknownTable, span, format!("table `{schema}.{table}` is not in {of}"), "not captured", Some(help));
 }
 
-fn source(block: &Block, tables: Vec<SourceTable>, journal: &Journal) -> Option<Source> {
+fn source(block: &Block, tables: Vec<SourceTable>, columns: ColumnRules, journal: &Journal) -> Option<Source> {
     let hold_back = match (block.block("hold_back"), journal) {
         (Some(block), _) => HoldBack { time: block.duration("time")?, bytes: block.size("bytes")? },
         // Streams confirm before they sync: twice the half minute that an operating system takes to write its cache back.
@@ -205,6 +208,7 @@ fn source(block: &Block, tables: Vec<SourceTable>, journal: &Journal) -> Option<
         wal_budget: block.size("wal_budget")?,
         initial_load: block.bool("initial_load")?,
         allow_weak_auth: block.bool("allow_weak_auth")?,
+        columns,
     })
 }
 
@@ -249,6 +253,46 @@ fn protect(checker: &mut Checker<'_>, block: &Block) -> Option<Protect> {
         capture_lag: block.size("capture_lag")?,
         sink_share: block.count("sink_share")?,
     })
+}
+
+/// Column policies; complains of tables that are not captured, of hashes without a key, and of tables that nobody has
+/// classified although unknown columns are held back.
+fn column_rules(checker: &mut Checker<'_>, source: &Block, tables: &[SourceTable]) -> ColumnRules {
+    let key = source.block("hash_key").and_then(|block| Some((block.text("id")?, block.secret("secret")?)));
+    let mut rules = ColumnRules {
+        tables: BTreeMap::new(),
+        hold_new: source.text("on_new_column").as_deref() == Some("hold"),
+        hash_key: key.map(|(id, secret)| Arc::new(HashKey::new(&id, secret.expose_secret().as_bytes()))),
+    };
+    let entries = match source.get("columns").map(|item| item.value.clone()) {
+        Some(Checked::PerTable(entries)) => entries,
+        _ => Vec::new(),
+    };
+    for (table, columns) in entries {
+        let (Checked::Table(schema, name), Checked::PerColumn(columns)) = (&table.value, &columns.value) else { continue };
+        if !tables.iter().any(|t| t.schema == *schema && t.table == *name) {
+            unknown_table(checker, schema, name, table.span, tables, "`source.tables`");
+        }
+        let policies = rules.tables.entry((schema.clone(), name.clone())).or_default();
+        for (column, policy) in columns {
+            let (Checked::Text(column), Checked::Policy(word)) = (&column.value, &policy.value) else { continue };
+            if *word == Policy::Hash && source.get("hash_key").is_none() {
+                let help = Some("add `hash_key: {id: k1, secret: \"${env:COLUMN_KEY}\"}` to `source`".to_owned());
+                checker.problem(Code::MissingKey, policy.span, "a hashed column needs `source.hash_key`", "hashed here", help);
+            }
+            policies.insert(column.clone(), *word);
+        }
+    }
+    if rules.hold_new {
+        let span = source.get("on_new_column").map(|item| item.span);
+        for table in tables.iter().filter(|t| rules.of(&t.schema, &t.table).is_none()) {
+            let (Some(span), name) = (span, format!("{}.{}", table.schema, table.table)) else { continue };
+            let help = Some(format!("add `{name}: {{column: pass, …}}` to `source.columns`"));
+            let message = format!("`on_new_column: hold` needs `source.columns` of `{name}`: all but its key would be held back");
+            checker.problem(Code::MissingKey, span, message, "asked for here", help);
+        }
+    }
+    rules
 }
 
 fn journal(block: &Block) -> Option<Journal> {

@@ -54,6 +54,7 @@ codes! {
     UnknownColumn => "config.unknown_column",
     DuplicateName => "config.duplicate_name",
     Conflict => "config.conflict",
+    BadSecret => "config.bad_secret",
     BadSink => "config.bad_sink",
 }
 

@@ -2,7 +2,7 @@
 //! and what was decided.
 //!
 //! ```text
-//!  capture    Session (as a fence) · Released · Cursor · LoadFinished · Backfill · Snapshot ─┐
+//!  capture    Session (a fence) · Released · Layout · Cursor · LoadFinished · Backfill · Snapshot ┐
 //!  delivery   Lease · Checkpoint · DeadLetter · DeadLetterSettled ───────────────────────────┼──▶ control log ──replay──▶ State
 //!  operator   Operator · RedriveRequested · DeadLetterSettled · Epoch · Audit ───────────────┘
 //! ```
@@ -28,8 +28,8 @@ mod writer;
 pub use backfill::{BackfillJob, BackfillOptions, BackfillSpec, BackfillState};
 pub use encode::{Stamp, encode};
 pub use record::{
-    Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, Lease, LoadFinished, OpenLetter, Operator,
-    Partitioning, Piece, Record, RedriveRequested, Released, Session, Settled, Snapshot, now_ms,
+    Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, LayoutColumn, Lease, LoadFinished, OpenLetter,
+    Operator, Partitioning, Piece, Record, RedriveRequested, Released, Session, Settled, Snapshot, TableLayout, now_ms,
 };
 pub use replay::{Follower, replay};
 pub use snapshot::Snapshotter;

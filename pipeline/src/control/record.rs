@@ -55,6 +55,8 @@ pub enum Record {
     Backfill(Box<BackfillJob>),
     /// A new epoch begins: history did not continue.
     Epoch(Epoch),
+    /// A captured table has another layout from here on.
+    Layout(TableLayout),
     /// Someone decided something.
     Audit(Audit),
     /// Everything that the records before an offset amount to.
@@ -400,6 +402,45 @@ pub struct Epoch {
     pub at_ms: i64,
 }
 
+/// A captured table as the stream described it from a position on. Events name it by its fingerprint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableLayout {
+    /// `schema.table`, as configured and as in events.
+    pub table: String,
+    /// The fingerprint that events carry.
+    pub layout: String,
+    /// The position of the first change that could use it.
+    #[serde(with = "text")]
+    pub since: Position,
+    /// The relation's OID: another one under the same name is another table.
+    pub oid: u32,
+    /// The table's name in the database where that is not the configured one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed: Option<String>,
+    /// What old rows carry: `default`, `index`, `full` or `nothing`.
+    pub identity: String,
+    /// The published columns in order.
+    pub columns: Vec<LayoutColumn>,
+    /// When that transaction committed.
+    pub at_ms: i64,
+}
+
+/// A column of a [`TableLayout`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutColumn {
+    /// Name.
+    pub name: String,
+    /// Type, as SQL writes it.
+    #[serde(rename = "type")]
+    pub type_name: String,
+    /// Whether it belongs to the key.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub key: bool,
+    /// What becomes of its values, unless they pass.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+}
+
 /// Someone decided something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
@@ -452,6 +493,9 @@ pub struct Snapshot {
     /// The highest position of the present epoch that may be acknowledged.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_text")]
     pub released: Option<Lsn>,
+    /// The last layouts of each table.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layouts: Vec<TableLayout>,
     /// When.
     pub at_ms: i64,
 }
@@ -521,6 +565,7 @@ impl Record {
                 | Record::LoadFinished(_)
                 | Record::Released(_)
                 | Record::Backfill(_)
+                | Record::Layout(_)
                 | Record::Snapshot(_)
         )
     }

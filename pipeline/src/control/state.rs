@@ -10,7 +10,7 @@ use super::backfill::{BackfillJob, BackfillState};
 use super::encode::digest;
 use super::record::{
     Audit, Checkpoint, Cursor, DeadLetter, Epoch, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested, Session, Snapshot,
-    now_ms,
+    TableLayout, now_ms,
 };
 use crate::journal::Offset;
 
@@ -73,6 +73,8 @@ pub struct State {
     backfills: BTreeMap<String, BackfillJob>,
     loads: BTreeMap<String, LoadFinished>,
     audit: VecDeque<Audit>,
+    /// By table, rising by position.
+    layouts: BTreeMap<String, VecDeque<TableLayout>>,
     assemblies: BTreeMap<String, Assembly>,
     /// The last snapshot met, until [`State::take_snapshot`].
     last_snapshot: Option<Box<Snapshot>>,
@@ -88,6 +90,8 @@ impl State {
     pub const BACKFILLS_MAX: usize = 800;
     /// Audit records kept at hand; older ones stay in the log until retention drops them.
     pub const AUDIT_MAX: usize = 256;
+    /// Layouts of one table kept at hand: years of migrations. Older ones stay in the log until retention drops them.
+    pub const LAYOUTS_MAX: usize = 64;
     /// Pieces whose writer died are forgotten when another takes its place, or after so many offsets: they must not
     /// hold back snapshots. A living writer's pieces follow each other within a few dozen.
     const ASSEMBLY_OFFSETS_MAX: u64 = 10_000;
@@ -220,6 +224,17 @@ impl State {
         self.audit.iter()
     }
 
+    /// The last layouts of every captured table, by table and position.
+    pub fn layouts(&self) -> impl Iterator<Item = &TableLayout> {
+        self.layouts.values().flatten()
+    }
+
+    /// The layout that a table had last.
+    #[must_use]
+    pub fn layout(&self, table: &str) -> Option<&TableLayout> {
+        self.layouts.get(table)?.back()
+    }
+
     /// Bytes of record bodies applied so far, to this state and those it was cloned from.
     #[must_use]
     pub fn applied_bytes(&self) -> u64 {
@@ -308,6 +323,7 @@ impl State {
                 self.loads.insert(load.job.clone(), load);
             }
             Record::Backfill(job) if fresh => self.apply_backfill(*job),
+            Record::Layout(layout) => self.apply_layout(layout),
             Record::Released(released) => {
                 if released.epoch == self.epoch {
                     self.released = self.released.max(Some(released.upto));
@@ -400,6 +416,19 @@ impl State {
         }
     }
 
+    /// Adds a layout at its place; one that stands there already comes again when its record was in doubt.
+    fn apply_layout(&mut self, layout: TableLayout) {
+        let known = self.layouts.entry(layout.table.clone()).or_default();
+        let at = known.partition_point(|other| other.since < layout.since);
+        if known.get(at).is_some_and(|other| other.since == layout.since && other.layout == layout.layout) {
+            return;
+        }
+        known.insert(at, layout);
+        if known.len() > Self::LAYOUTS_MAX {
+            known.pop_front();
+        }
+    }
+
     fn insert_letter(&mut self, letter: DeadLetter, redrive_requested: bool) {
         let key = (letter.connector.clone(), letter.event_id.clone());
         self.remove_letter(key.clone());
@@ -486,6 +515,7 @@ impl State {
             backfills: self.backfills.values().cloned().collect(),
             audit: self.audit.iter().cloned().collect(),
             released: self.released,
+            layouts: self.layouts().cloned().collect(),
             at_ms: now_ms(),
         })
     }
@@ -505,6 +535,9 @@ impl State {
         state.backfills = snapshot.backfills.into_iter().map(|j| (j.id.clone(), j)).collect();
         state.loads = snapshot.loads.into_iter().map(|l| (l.job.clone(), l)).collect();
         state.audit = snapshot.audit.into();
+        for layout in snapshot.layouts {
+            state.apply_layout(layout);
+        }
         state
     }
 }

@@ -72,6 +72,8 @@ pub struct CaptureFacts {
     pub last_error: Option<String>,
     /// The slot as the server showed it last.
     pub slot: Option<SlotReport>,
+    /// Changes that are being missed, because the stream does not hold them.
+    pub missed: Option<String>,
 }
 
 /// What the WAL that is kept for the slot means; `None` while it is far from its ceiling.
@@ -104,6 +106,7 @@ pub fn source(facts: &CaptureFacts) -> Verdict {
         _ => {}
     }
     match facts.state {
+        CaptureState::Streaming if facts.missed.is_some() => verdict(Health::Degraded, facts.missed.clone().unwrap_or_default()),
         CaptureState::Streaming if facts.behind => {
             verdict(Health::CatchingUp, format!("{} of WAL to read", crate::config::units::show_size(facts.lag_bytes)))
         }
@@ -169,6 +172,9 @@ mod tests {
             source(&CaptureFacts { state, last_error: Some("capture.source_unavailable: refused".to_owned()), ..CaptureFacts::default() })
         };
         assert_eq!(of(CaptureState::Streaming).health, Health::Healthy);
+        let missed =
+            CaptureFacts { state: CaptureState::Streaming, missed: Some("t is not published".to_owned()), ..CaptureFacts::default() };
+        assert_eq!(source(&missed), verdict(Health::Degraded, "t is not published"));
         assert_eq!(of(CaptureState::Retrying), verdict(Health::Blocked, "capture.source_unavailable: refused"));
         assert_eq!(of(CaptureState::Starting).health, Health::Unknown);
         assert_eq!(of(CaptureState::Failed).health, Health::Failed);

@@ -67,6 +67,13 @@ fn samples(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
     match metric.name {
         n if n == names::BUILD_INFO.name => vec![(vec![env!("CARGO_PKG_VERSION").to_owned()], 1.0)],
         n if n == names::UPTIME.name => vec![(Vec::new(), observer.started.elapsed().as_secs_f64())],
+        n if n == names::CAPTURE_COVERAGE_GAPS.name => {
+            let mut counts = std::collections::BTreeMap::new();
+            for gap in observer.observed.coverage.iter().flat_map(|c| c.gaps()) {
+                *counts.entry(gap.code).or_insert(0u32) += 1;
+            }
+            counts.into_iter().map(|(code, n)| (vec![code.to_owned()], f64::from(n))).collect()
+        }
         n if n.starts_with("tillstream_backfill_") => backfills(observer, metric),
         n if n == names::JOURNAL_LAST_OFFSET.name => {
             observer.last_offsets().into_iter().map(|(p, last)| (vec![p.to_string()], last as f64)).collect()

@@ -3,10 +3,12 @@
 pub mod admin;
 mod backfills;
 pub mod codes;
+pub mod coverage;
 pub mod doctor;
 pub mod epoch;
 pub mod failure;
 pub mod health;
+pub mod layouts;
 pub mod metrics;
 pub mod observer;
 pub mod process;

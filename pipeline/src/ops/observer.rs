@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::coverage::Coverage;
 use super::health::{self, CaptureFacts, ConnectorFacts, Health, Verdict};
 use crate::control::{Follower, now_ms};
 use crate::journal::{Journal, Log};
@@ -39,6 +40,8 @@ pub struct Observed {
     pub journal: Arc<dyn Journal>,
     /// Capture's numbers; `None` when this process does not capture.
     pub capture: Option<Arc<capture::stats::Stats>>,
+    /// What the configuration names and the stream does not hold; `None` when this process does not capture.
+    pub coverage: Option<Arc<Coverage>>,
     /// The backfills; `None` when this process does not capture.
     pub backfill: Option<Arc<backfill::Backfill>>,
     /// Delivery's numbers; `None` when this process does not deliver.
@@ -245,8 +248,9 @@ impl Observer {
         let (state, _) = stats.state();
         let lag_bytes = lag_bytes(stats);
         let last_error = stats.last_error().map(|e| format!("{}: {}", e.code, e.message));
-        let verdict =
-            health::source(&CaptureFacts { state, behind: stats.behind.load(Relaxed), lag_bytes, last_error, slot: stats.slot() });
+        let missed = self.observed.coverage.iter().flat_map(|c| c.gaps()).find(|gap| gap.loses).map(|gap| gap.what);
+        let behind = stats.behind.load(Relaxed);
+        let verdict = health::source(&CaptureFacts { state, behind, lag_bytes, last_error, slot: stats.slot(), missed });
         Some(self.since("source".to_owned(), verdict))
     }
 

@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::failure::{Class, Failure};
 use super::observer::{ConnectorInfo, Observed, Observer};
-use super::{admin, failure};
+use super::{admin, coverage, failure};
 use crate::backfill::{self, Backfill, SessionHooks};
 use crate::capture::catalog::StartFacts;
-use crate::capture::{self, CaptureError, CaptureParts, catalog, wire::PgSource};
+use crate::capture::{self, CaptureError, CaptureParts, catalog, policies, wire::PgSource};
 use crate::config::Pipeline;
 use crate::control::Follower;
 use crate::delivery;
@@ -116,6 +116,7 @@ impl Process {
             journal_kind: std::sync::Mutex::default(),
             journal: Arc::clone(&journal),
             capture: captures.then(|| Arc::clone(&capture_stats)),
+            coverage: captures.then(Arc::default),
             backfill: captures.then(|| Arc::clone(&backfill)),
             delivery: delivers.then(|| Arc::clone(&delivery_stats)),
             connectors: pipeline.connectors.iter().map(info).collect(),
@@ -166,7 +167,13 @@ impl Process {
         }
         if captures {
             match self.patiently("source", "check the source", || catalog::check_start(&self.pipeline.source, &self.pipeline.name)).await {
-                Ok(Some(facts)) => capture = Some(self.start_capture(&facts, stop_capture.clone())),
+                Ok(Some(facts)) => {
+                    let state = self.observer.observed.control.get().map(Follower::state);
+                    if let Some(Err(error)) = state.map(|state| policies::check(&self.pipeline.source, &facts.tables, &state)) {
+                        return self.wind_down(capture, delivery, &stop_capture, &stop_delivery, Err(error.into())).await;
+                    }
+                    capture = Some(self.start_capture(&facts, stop_capture.clone()));
+                }
                 Ok(None) => {}
                 Err(failure) => return self.wind_down(capture, delivery, &stop_capture, &stop_delivery, Err(failure)).await,
             }
@@ -208,12 +215,17 @@ impl Process {
         let parts = CaptureParts {
             source: Arc::new(PgSource::new(&self.pipeline.source, &self.pipeline.name)),
             journal: Arc::clone(&self.journal),
-            settings: capture::Settings::new(&self.pipeline, facts.primary_keys(), owner()),
+            settings: capture::Settings { oids: facts.oids(), ..capture::Settings::new(&self.pipeline, facts.primary_keys(), owner()) },
             hooks: Some(Arc::new(SessionHooks(Arc::clone(&self.backfill)))),
             stats: Arc::clone(&self.capture_stats),
             stop,
         };
         let mode = if self.options.until_caught_up { capture::Mode::UntilCaughtUp } else { capture::Mode::Follow };
+        if let Some(coverage) = &self.observer.observed.coverage {
+            let (source, pipeline) = (self.pipeline.source.clone(), self.pipeline.name.clone());
+            let start = coverage::Start { oids: facts.oids(), neighbours: None };
+            tokio::spawn(coverage::watch(source, pipeline, start, Arc::clone(coverage), parts.stop.clone()));
+        }
         tokio::spawn(async move {
             let stopped = capture::run(parts, mode).await?;
             tracing::info!(complete = stopped.complete, acknowledged = %stopped.acknowledged, "capture ended");

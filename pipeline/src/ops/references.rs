@@ -33,7 +33,7 @@ pub async fn compare(file: &CheckedFile) -> Result<Compared, CaptureError> {
         found.add(&file.path, &["source", "publication"], &pipeline.source.publication, Code::UnknownTable, message, help);
     }
     for (configured, facts) in pipeline.source.tables.iter().zip(&facts) {
-        found.table(&file.path, configured, facts.as_ref(), publication.as_ref());
+        found.table(&file.path, configured, &pipeline.source.columns, facts.as_ref(), publication.as_ref());
     }
     for (connector, path) in pipeline.connectors.iter().zip(&file.connectors) {
         for (table, columns) in &connector.target.plan().columns {
@@ -47,7 +47,7 @@ pub async fn compare(file: &CheckedFile) -> Result<Compared, CaptureError> {
 
 struct Found {
     report: Report,
-    /// Published columns of each table that is there.
+    /// Columns of each table that is there, as events have them.
     columns: BTreeMap<String, Vec<String>>,
 }
 
@@ -56,7 +56,14 @@ impl Found {
         self.report.push(config::blame(file, below, word, code, message, help));
     }
 
-    fn table(&mut self, file: &Path, configured: &config::SourceTable, facts: Option<&TableFacts>, publication: Option<&PublicationFacts>) {
+    fn table(
+        &mut self,
+        file: &Path,
+        configured: &config::SourceTable,
+        rules: &config::ColumnRules,
+        facts: Option<&TableFacts>,
+        publication: Option<&PublicationFacts>,
+    ) {
         let name = format!("{}.{}", configured.schema, configured.table);
         let Some(facts) = facts else {
             let help = "correct the name as the catalogue spells it, or create the table".to_owned();
@@ -68,7 +75,22 @@ impl Found {
             let help = format!("ALTER PUBLICATION {} ADD TABLE {};", publication.name, facts.qualified());
             return self.add(file, &["source", "tables"], &name, Code::UnknownTable, message, help);
         };
-        self.columns.insert(name.clone(), facts.published_columns(published).map(|c| c.name.clone()).collect());
+        let policies = rules.of(&configured.schema, &configured.table);
+        let policy = |column: &str| policies.and_then(|p| p.get(column)).copied();
+        for column in policies.into_iter().flat_map(|p| p.keys()).filter(|column| !facts.columns.iter().any(|c| c.name == **column)) {
+            let message = format!("table `{name}` has no column `{column}`, which has a policy");
+            let help = match config::nearest(column, facts.columns.iter().map(|c| c.name.as_str())) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "correct the name; a former name may stay here while changes from before may still come".to_owned(),
+            };
+            self.add(file, &["source", "columns"], column, Code::UnknownColumn, message, help);
+        }
+        let appears = |column: &str| match policy(column) {
+            Some(policy) => policy.appears(),
+            None => !rules.hold_new || facts.primary_key.iter().chain(&facts.identity_columns).any(|key| key == column),
+        };
+        let columns = facts.published_columns(published).map(|c| c.name.clone()).filter(|c| appears(c)).collect();
+        self.columns.insert(name.clone(), columns);
         for column in configured.partition_by.iter().flatten() {
             self.column(file, &["source", "partition_by"], &name, column);
         }

@@ -83,6 +83,7 @@ fn source(observer: &Observer, rates: &observer::Rates) -> Value {
         "skipped": stats.skipped.load(Relaxed),
         "events_per_second": rounded(rates.events),
         "transactions_per_second": rounded(rates.transactions),
+        "coverage": observer.observed.coverage.as_ref().map(|c| c.gaps()),
         "last_error": stats.last_error().map(|e| json!({"code": e.code, "message": e.message, "at": moment(e.at_ms)})),
     })
 }
@@ -170,6 +171,9 @@ pub fn screen(status: &Value) -> String {
             source["acknowledged_lsn"].as_str().unwrap_or("-"),
             source["server_lsn"].as_str().unwrap_or("-"),
         ));
+    }
+    for gap in source["coverage"].as_array().into_iter().flatten() {
+        out.push_str(&format!("  {}: {}\n", gap["code"].as_str().unwrap_or("-"), gap["what"].as_str().unwrap_or("-")));
     }
     let load = &status["initial_load"];
     if load["finished"].as_bool() == Some(false) {

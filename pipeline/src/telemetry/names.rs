@@ -52,6 +52,7 @@ metrics! {
     CAPTURE_WAL_TIME_LEFT Gauge "tillstream_capture_wal_ceiling_seconds" [] "Time until the ceiling is reached at the present rate if nothing is released";
     CAPTURE_WAL_PRESSURE Gauge "tillstream_capture_wal_pressure" ["level"] "1 for how the kept WAL stands to its ceiling: calm, warn, page or shed";
     CAPTURE_LAG Gauge "tillstream_capture_lag_bytes" [] "WAL between what was received and the server's position";
+    CAPTURE_COVERAGE_GAPS Gauge "tillstream_capture_coverage_gaps" ["code"] "Tables, columns and operations that are not captured, or not as configured, by code";
     CAPTURE_BUSY Counter "tillstream_capture_busy_seconds" ["in"] "Time of the capture task by what it did";
     JOURNAL_APPENDED_BYTES Counter "tillstream_journal_appended_bytes" [] "Bytes of batches handed to the journal by capture";
     JOURNAL_BATCHES Counter "tillstream_journal_batches" [] "Batches handed to the journal by capture";

@@ -61,6 +61,7 @@ impl Bench {
             wal_budget: 5 << 30,
             initial_load: true,
             allow_weak_auth: false,
+            columns: Default::default(),
         };
         let two = std::num::NonZeroU16::new(2).expect("not zero");
         let journal = LocalJournal::new(&config::LocalJournal { dir: scratch(name), partitions: two, retention: Retention::default() });
@@ -74,6 +75,7 @@ impl Bench {
             pipeline: "test".to_owned(),
             source: self.source.clone(),
             primary_keys: catalog.primary_keys(&self.source.tables).await.expect("keys"),
+            oids: Default::default(),
             row_bytes_max: capture::ROW_BYTES_MAX,
             owner: "test".to_owned(),
             seed: None,

@@ -61,13 +61,13 @@ impl Server {
         let mut bodies = Vec::new();
         let mut one = |relations: &Relations, oid: u32, row: Row<'_>| {
             let mut body = Vec::new();
-            encode::change(&mut body, &self.tx, self.ordinal, relations.get(oid).expect("described"), &row).expect("fits its table");
+            encode::change(&mut body, &self.tx, self.ordinal, &relations.get(oid).expect("described").table, &row).expect("fits its table");
             bodies.push(body);
         };
         match parse(bytes).expect("a message") {
             Message::Insert { oid, new } => one(&self.relations, oid, Row::Insert(new)),
             Message::Update { oid, old, new } => {
-                let (first, second) = Row::of_update(self.relations.get(oid).expect("described"), old, new);
+                let (first, second) = Row::of_update(&self.relations.get(oid).expect("described").table, old, new);
                 one(&self.relations, oid, first);
                 if let Some(second) = second {
                     one(&self.relations, oid, second);
@@ -77,7 +77,7 @@ impl Server {
             Message::Truncate(truncate) => {
                 for oid in truncate.oids() {
                     let mut body = Vec::new();
-                    encode::truncate(&mut body, &self.tx, self.ordinal, self.relations.get(oid).expect("described"));
+                    encode::truncate(&mut body, &self.tx, self.ordinal, &self.relations.get(oid).expect("described").table);
                     bodies.push(body);
                 }
             }
@@ -229,7 +229,7 @@ fn others(server: &mut Server) {
     server.send(&["event-message"], &write::message(true, Lsn(0x16_B3600), "till/close", b"{\"drawer\": 4}"));
     server.send(&["event-message-binary"], &write::message(true, Lsn(0x16_B3700), "till/raw", b"\x00\xff\x10"));
     server.send(&["event-message-outside"], &write::message(false, COMMIT, "till/ping", b""));
-    let table = server.relations.get(ITEM).expect("described").clone();
+    let table = server.relations.get(ITEM).expect("described").table.clone();
     let values = ["7", "42", "Espresso", "1", "2.80", "f", "2026-11-22 09:59:59+00", ""];
     let mut values: Vec<Option<String>> = values.iter().map(|v| Some((*v).to_owned())).collect();
     values[7] = None;

@@ -33,6 +33,17 @@ impl Database {
         Database { url: server.url(&name), address: server.address().to_owned(), name }
     }
 
+    /// An empty database with another encoding than UTF-8.
+    pub(crate) async fn encoded(server: &Postgres, prefix: &str, encoding: &str) -> Database {
+        let database = Database::empty(server, prefix).await;
+        let name = &database.name;
+        let client = server.connect("postgres").await;
+        client.batch_execute(&format!("DROP DATABASE {name}")).await.expect("drops");
+        let sql = format!("CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0");
+        client.batch_execute(&sql).await.expect("creates");
+        database
+    }
+
     /// A point of sale: schema, master data, the oracle's triggers.
     pub(crate) async fn pos(server: &Postgres, prefix: &str) -> Database {
         let database = Database::empty(server, prefix).await;

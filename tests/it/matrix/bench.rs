@@ -103,6 +103,7 @@ impl Bench {
             wal_budget: 5 << 30,
             initial_load: false,
             allow_weak_auth: false,
+            columns: Default::default(),
         };
         let partitions = NonZeroU16::new(2).expect("not zero");
         let journal = LocalJournal::new(&config::LocalJournal { dir: scratch(name), partitions, retention: Retention::default() });
@@ -113,7 +114,15 @@ impl Bench {
 
     /// Runs SQL; each call is one implicit transaction unless the text says otherwise.
     pub(crate) async fn sql(&self, sql: &str) -> &Bench {
-        self.client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {error:?}"));
+        self.client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{:.300}: {:?}", sql, error.as_db_error()));
+        self
+    }
+
+    /// Runs statements that hold no semicolon of their own, each in its own transaction.
+    pub(crate) async fn each(&self, sql: &str) -> &Bench {
+        for statement in sql.split(';').filter(|s| !s.trim().is_empty()) {
+            self.sql(statement).await;
+        }
         self
     }
 
@@ -133,20 +142,25 @@ impl Bench {
     /// What a person would have to mend.
     pub(crate) async fn try_catch_up(&self) -> Result<(), CaptureError> {
         let facts = check_start(&self.source, "test").await?;
-        self.run(facts.primary_keys()).await
+        self.run(facts.primary_keys(), facts.oids()).await
     }
 
     /// As [`Bench::try_catch_up`] without looking at the catalogue first, as a run that was up already.
     pub(crate) async fn catch_up_unchecked(&self) -> Result<(), CaptureError> {
         let catalog = Catalog::connect(&self.source, "test", "test").await?;
-        self.run(catalog.primary_keys(&self.source.tables).await?).await
+        self.run(catalog.primary_keys(&self.source.tables).await?, HashMap::new()).await
     }
 
-    async fn run(&self, primary_keys: HashMap<(String, String), Vec<String>>) -> Result<(), CaptureError> {
+    async fn run(
+        &self,
+        primary_keys: HashMap<(String, String), Vec<String>>,
+        oids: HashMap<u32, (String, String)>,
+    ) -> Result<(), CaptureError> {
         let settings = Settings {
             pipeline: "test".to_owned(),
             source: self.source.clone(),
             primary_keys,
+            oids,
             row_bytes_max: capture::ROW_BYTES_MAX,
             owner: "test".to_owned(),
             seed: None,

@@ -26,7 +26,8 @@ impl Hooks for Script {
     fn session(&self, _state: &State, epoch: u32) -> Option<Box<dyn Hook>> {
         let column = |name: &str, type_oid, in_identity| ColumnSpec { name: name.to_owned(), type_oid, type_modifier: -1, in_identity };
         let columns = [column("id", 23, true), column("note", 25, false)];
-        let table = table_schema("public", "orders", Identity::Default, columns.into_iter(), &TableOptions::default());
+        let table =
+            table_schema(1, ("public", "orders"), ("public", "orders"), Identity::Default, columns.into_iter(), &TableOptions::default());
         Some(Box::new(Load {
             dice: self.dice.clone(),
             checker: self.checker.clone(),

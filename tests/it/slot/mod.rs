@@ -42,6 +42,7 @@ async fn standing(bench: &Bench) -> Standing {
         pipeline: "test".to_owned(),
         source: bench.source.clone(),
         primary_keys: std::collections::HashMap::new(),
+        oids: Default::default(),
         row_bytes_max: capture::ROW_BYTES_MAX,
         owner: "test".to_owned(),
         seed: None,

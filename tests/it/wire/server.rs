@@ -110,5 +110,6 @@ pub(super) fn source(url: &str) -> Source {
         wal_budget: 5 << 30,
         initial_load: false,
         allow_weak_auth: false,
+        columns: Default::default(),
     }
 }

@@ -28,6 +28,12 @@ pub struct StartFacts {
 }
 
 impl StartFacts {
+    /// The configured tables by OID.
+    #[must_use]
+    pub fn oids(&self) -> HashMap<u32, (String, String)> {
+        self.tables.iter().map(|t| (t.oid, (t.schema.clone(), t.table.clone()))).collect()
+    }
+
     /// Primary key columns by (schema, table).
     #[must_use]
     pub fn primary_keys(&self) -> HashMap<(String, String), Vec<String>> {
@@ -61,7 +67,7 @@ pub async fn check_start(source: &config::Source, pipeline: &str) -> Result<Star
     check_publication(source, &publication, &tables)?;
     for (table, configured) in tables.iter().zip(&source.tables) {
         if let Some(published) = publication.table(&table.schema, &table.table) {
-            table.schema(published, configured.partition_by.as_deref())?;
+            table.schema(published, configured, &source.columns)?;
         }
     }
     let slot = catalog.slot(&source.slot).await?.ok_or_else(|| slot_missing(&source.slot))?;

@@ -13,6 +13,7 @@ use tokio_postgres::types::Oid;
 use super::sql_error;
 use crate::capture::CaptureError;
 use crate::capture::relations::{ColumnSpec, TableOptions, table_schema};
+use crate::config::{ColumnRules, SourceTable};
 
 /// The server and the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,7 +162,7 @@ pub struct PublishedTable {
     pub columns: Option<Vec<String>>,
     /// The row filter, if there is one.
     pub row_filter: Option<String>,
-    /// Whether stored generated columns are published.
+    /// Whether generated columns are published where `columns` names them.
     pub generated: bool,
 }
 
@@ -231,16 +232,17 @@ impl TableFacts {
     /// The table's schema as the stream would announce it now.
     ///
     /// # Errors
-    /// `partition_by` does not fit the table.
-    pub fn schema(&self, published: &PublishedTable, partition_by: Option<&[String]>) -> Result<TableSchema, CaptureError> {
+    /// `partition_by` or a policy does not fit the table.
+    pub fn schema(&self, published: &PublishedTable, configured: &SourceTable, rules: &ColumnRules) -> Result<TableSchema, CaptureError> {
         let columns = self.published_columns(published).map(|c| ColumnSpec {
             name: c.name.clone(),
             type_oid: c.type_oid,
             type_modifier: c.type_modifier,
             in_identity: self.identity == Identity::Full || self.identity_columns.contains(&c.name),
         });
-        let options = TableOptions { partition_by: partition_by.map(<[String]>::to_vec), primary_key: self.primary_key.clone() };
-        Ok(table_schema(&self.schema, &self.table, self.identity, columns, &options)?)
+        let options = TableOptions::of(configured, rules, &self.primary_key);
+        let name = (self.schema.as_str(), self.table.as_str());
+        Ok(table_schema(self.oid, name, name, self.identity, columns, &options)?)
     }
 }
 
@@ -282,7 +284,8 @@ pub(super) async fn publication(client: &Client, name: &str) -> Result<Option<Pu
                JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename \
                CROSS JOIN LATERAL (SELECT to_jsonb(t) AS t) j \
                WHERE t.pubname = $1::text::name ORDER BY 2, 3";
-    let generated = publication.generated.as_deref() == Some("s");
+    // Since version 18, which publishes generated columns, the list holds what is published and nothing else.
+    let generated = publication.generated.is_some();
     for row in client.query(sql, &[&name]).await.map_err(sql_error)? {
         let (columns, listed): (Vec<String>, bool) = (row.get(3), row.get(4));
         publication.tables.push(PublishedTable {

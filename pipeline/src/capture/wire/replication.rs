@@ -88,6 +88,8 @@ struct Parameters {
     /// Major version; 0 until it said so.
     major: u32,
     standby: bool,
+    /// The database has no encoding: `SQL_ASCII`.
+    raw: bool,
 }
 
 impl PgReplication {
@@ -108,7 +110,8 @@ impl PgReplication {
         };
         let login = async {
             connection.start_up(address, host).await?;
-            connection.identify().await
+            connection.identify().await?;
+            connection.take_bytes_as_they_are().await
         };
         timeout(ANSWER_TIMEOUT, login).await.map_err(|_| CaptureError::Unavailable(format!("{host}: the login was not answered")))??;
         Ok(connection)
@@ -202,6 +205,24 @@ impl PgReplication {
                 b'E' => return Err(ServerError::parse(body).explain(Asked::Sql)),
                 b'Z' => return Ok(row),
                 b'T' | b'C' | b'N' | b'S' => {}
+                _ => return Err(unexpected(tag)),
+            }
+        }
+    }
+
+    /// Asks a database without encoding for its bytes. Asked for UTF-8 it checks them, and ends the stream at the first
+    /// text that is not; what is not UTF-8 is replaced when it is encoded.
+    async fn take_bytes_as_they_are(&mut self) -> Result<(), CaptureError> {
+        if !self.parameters.raw {
+            return Ok(());
+        }
+        self.query("SET client_encoding = 'SQL_ASCII'").await?;
+        loop {
+            let (tag, body) = receive(&mut self.stream, &mut self.input).await?;
+            match tag {
+                b'E' => return Err(ServerError::parse(body).explain(Asked::Sql)),
+                b'Z' => return Ok(()),
+                b'C' | b'N' | b'S' => {}
                 _ => return Err(unexpected(tag)),
             }
         }
@@ -332,6 +353,7 @@ impl Parameters {
                 self.major = version.split(|c: char| !c.is_ascii_digit()).next().and_then(|n| n.parse().ok()).unwrap_or(0);
             }
             (Some("in_hot_standby"), Some(value)) => self.standby = value == "on",
+            (Some("server_encoding"), Some(value)) => self.raw = value == "SQL_ASCII",
             _ => {}
         }
     }

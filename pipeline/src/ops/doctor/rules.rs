@@ -250,7 +250,7 @@ fn server(found: &mut Findings, facts: &Facts) {
             format!("the database's encoding is {}", server.encoding),
             "SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()",
             if server.encoding == "SQL_ASCII" {
-                "text is not checked by the server; what is not UTF-8 cannot be delivered as it is"
+                "text is not checked by the server; what is not UTF-8 stands as U+FFFD in events"
             } else {
                 "the server converts; a character without a counterpart stops the stream"
             },

@@ -354,6 +354,7 @@ mod tests {
             wal_budget: 5 << 30,
             initial_load: false,
             allow_weak_auth: false,
+            columns: Default::default(),
         }
     }
 
