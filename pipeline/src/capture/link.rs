@@ -95,6 +95,12 @@ impl Link {
         self.send(self.sent.write, self.sent.flush, false).await
     }
 
+    /// Sends the last status again although nothing is read meanwhile, over a window that is opened a little for it.
+    pub(super) async fn repeat_unread(&mut self) -> Result<(), CaptureError> {
+        self.replication.sip().await?;
+        self.repeat().await
+    }
+
     /// A keepalive came that wants an answer.
     pub(super) fn pinged(&mut self, wal_end: Lsn) {
         self.pings.count(wal_end, Instant::now());

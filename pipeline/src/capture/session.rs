@@ -271,10 +271,12 @@ impl Streaming {
             Stats::add(&stats.batches, 1);
             Stats::add(&stats.bytes, batch.bytes.len() as u64);
             let started = Instant::now();
-            let mut give_up_at = None;
+            let (mut give_up_at, mut noticed) = (None, false);
             let mut append = self.writer.append(log, id, batch);
             loop {
-                let notice = started.max(self.link.sent_at) + STALL_NOTICE;
+                // Only over an open window, hence not more often than needed.
+                let notice =
+                    if noticed { self.link.sent_at + self.link.status_interval } else { started.max(self.link.sent_at) + STALL_NOTICE };
                 let patience = self.link.deadline().map(|at| at.max(started + STALL_NOTICE));
                 tokio::select! {
                     biased;
@@ -290,8 +292,9 @@ impl Streaming {
                     () = until(patience) => return Err(shutting_down()),
                     () = self.link.end_noticed() => {}
                     () = sleep_until(notice) => {
+                        noticed = true;
                         stats.enter(State::WaitingForJournal);
-                        self.link.repeat().await?;
+                        self.link.repeat_unread().await?;
                     }
                 }
             }

@@ -116,6 +116,11 @@ pub trait Replication: Send {
     /// Sends a status update. Must not wait for the server to read anything but its own socket buffer.
     async fn send_status(&mut self, status: StandbyStatus) -> Result<(), CaptureError>;
 
+    /// Takes a little out of the socket although nobody reads it yet, so that the server's answers still reach us: a receive
+    /// window that is closed for good shuts out its acknowledgements of what *we* send, and soon our status reaches
+    /// nobody. Bounded; returns at once when there is nothing, and does nothing once enough is kept.
+    async fn sip(&mut self) -> Result<(), CaptureError>;
+
     /// Ends streaming politely, within a short deadline, and closes. The slot is free afterwards.
     async fn stop(&mut self);
 }

@@ -394,6 +394,10 @@ impl Replication for SimReplication {
         Ok(())
     }
 
+    async fn sip(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
     async fn stop(&mut self) {
         self.server.release(self.connection.id);
         self.connection.close();

@@ -2,8 +2,44 @@
 
 use std::time::{Duration, Instant};
 
+use super::refill::segments;
 use crate::e2e::assert_sound;
 use crate::harness::{Journal, PATIENCE, Pipeline, Postgres, Proxy, RabbitMq, Running, wait_for};
+
+/// A password and a row's value that must not turn up where they do not belong.
+const PASSWORD: &str = "c4nary-of-the-password";
+const VALUE: &str = "c4nary-of-a-row";
+
+fn holds(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|w| w == text.as_bytes())
+}
+
+/// The password is in no log, no output, no metric and no entry; the row's value is in data entries only.
+async fn assert_nothing_leaked(pipeline: &Pipeline, running: &Running, broker: &RabbitMq) {
+    let files = std::fs::read_dir(&pipeline.dir).expect("readable").flatten().map(|entry| entry.path());
+    for file in files.filter(|path| path.extension().is_some_and(|e| e == "err" || e == "out")) {
+        let text = std::fs::read(&file).expect("readable");
+        assert!(!holds(&text, PASSWORD) && !holds(&text, VALUE), "{}", file.display());
+    }
+    for page in ["metrics", "api/status", "readyz"] {
+        let text = reqwest::get(format!("{}/{page}", running.admin)).await.expect("answers").bytes().await.expect("a body");
+        assert!(!text.is_empty() && !holds(&text, PASSWORD) && !holds(&text, VALUE), "{page}");
+    }
+    let mut files = Vec::new();
+    segments(broker.dir(), &mut files);
+    let (mut data, mut control) = (0, 0);
+    for file in files.iter().filter(|file| file.to_string_lossy().contains(&pipeline.stream)) {
+        let bytes = std::fs::read(file).expect("readable");
+        assert!(!holds(&bytes, PASSWORD), "{}", file.display());
+        if file.to_string_lossy().contains(".control") {
+            assert!(!holds(&bytes, VALUE), "{}", file.display());
+            control += usize::from(holds(&bytes, "\"type\":\"session\""));
+        } else {
+            data += usize::from(holds(&bytes, VALUE));
+        }
+    }
+    assert!(data > 0 && control > 0, "the search looks at the right files: {data} {control}");
+}
 
 async fn signal(running: &Running, signal: &str) {
     let pid = running.process.pid().to_string();
@@ -15,8 +51,15 @@ async fn signal(running: &Running, signal: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_names_the_holder_takes_over_and_fences_it_off() {
     let server = Postgres::private("readers", "wal_sender_timeout = '4s'").await;
-    let pipeline = Pipeline::new("readers", &server, Journal::Rabbit(RabbitMq::shared().await), |file| file).await;
+    let broker = RabbitMq::shared().await;
+    let mut pipeline = Pipeline::new("readers", &server, Journal::Rabbit(broker), |file| file).await;
     pipeline.set_up().await;
+    let admin = server.connect("postgres").await;
+    for (role, name) in [("tillstream", "DEMO_SOURCE_URL"), ("tillstream_backfill", "DEMO_BACKFILL_URL")] {
+        admin.batch_execute(&format!("ALTER ROLE {role} PASSWORD '{PASSWORD}'")).await.expect("alters");
+        pipeline.set(name, pipeline.pos.url_as(&format!("{role}:{PASSWORD}")));
+    }
+    server.require_passwords(&["tillstream", "tillstream_backfill"]).await;
     let target = pipeline.target(true).await;
     let first = pipeline.run("first", &["--only", "capture"]);
     first.ready().await;
@@ -46,9 +89,41 @@ async fn a_standby_names_the_holder_takes_over_and_fences_it_off() {
     first.until("the first to stream again", |status| status["source"]["doing"] == "streaming").await;
     println!("took over {:.1} s after the death", died.elapsed().as_secs_f64());
     assert!(died.elapsed() < Duration::from_secs(6), "{:?}", died.elapsed());
+    let pos = pipeline.pos.connect().await;
+    pos.execute("UPDATE customer SET email = $1 WHERE id = (SELECT min(id) FROM customer)", &[&VALUE]).await.expect("updates");
+    let before = first.status().await.expect("answers")["source"]["events"].as_u64();
+    pos.execute("UPDATE customer SET phone = '1' WHERE id = (SELECT min(id) FROM customer)", &[]).await.expect("updates");
+    first
+        .until("the value to be stored", |status| {
+            status["source"]["events"].as_u64() > before && status["journal"]["unconfirmed_bytes"] == 0
+        })
+        .await;
+    assert_nothing_leaked(&pipeline, &first, broker).await;
     first.process.terminate(Duration::from_secs(10)).await;
     pipeline.drain().await;
     assert_sound(&pipeline.verify().await);
+
+    // An epoch, decided while capture runs: it goes on in the new one.
+    let running = pipeline.run("third", &["--only", "capture"]);
+    running.ready().await;
+    let refused = pipeline.start("refused", &["epoch", "bump", "--reason", "a test", "--confirm", "demo epoch 7"]);
+    assert_eq!(refused.wait(PATIENCE).await.code(), Some(2), "another confirmation is none");
+    pipeline.command("bump", &["epoch", "bump", "--reason", "a test of it", "--confirm", "demo epoch 2"]).await;
+    running
+        .until("the session to change", |status| {
+            status["source"]["sessions"].as_u64() > Some(1) && status["source"]["doing"] == "streaming"
+        })
+        .await;
+    let shown = pipeline.command("epoch", &["epoch", "show", "--format", "json"]).await;
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("JSON");
+    assert_eq!(
+        (&shown["epoch"], &shown["last_run"]["epoch"], &shown["verdict"]["continues"]),
+        (&2.into(), &2.into(), &true.into()),
+        "{shown}"
+    );
+    running.until("the tables to be loaded again", |status| status["initial_load"]["finished"] == true).await;
+    assert_nothing_leaked(&pipeline, &running, broker).await;
+    running.process.terminate(Duration::from_secs(10)).await;
     target.terminate(PATIENCE).await;
     pipeline.judge(&[]);
 }

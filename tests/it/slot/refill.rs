@@ -7,7 +7,7 @@ use crate::e2e::assert_sound;
 use crate::harness::{Journal, PATIENCE, Pipeline, Postgres, RabbitMq};
 
 /// Segment files below a directory.
-fn segments(dir: &Path, found: &mut Vec<PathBuf>) {
+pub(super) fn segments(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {

@@ -86,6 +86,11 @@ impl Buffer {
         }
     }
 
+    /// Bytes that were received and not taken.
+    pub(super) fn held(&self) -> usize {
+        self.end - self.start
+    }
+
     /// Whether [`Buffer::take`] has something.
     pub(super) fn has_message(&self) -> Result<bool, CaptureError> {
         Ok(self.body_len()?.is_some_and(|body| self.end - self.start >= HEADER + body))

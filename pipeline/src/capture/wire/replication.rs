@@ -13,7 +13,7 @@ use super::address::{Address, Endpoint, UNLIMITED};
 use super::auth::{Auth, Exchange, Method, Step};
 use super::errors::{Asked, ServerError, definite};
 use super::frames::{Buffer, STREAM_MESSAGE_MAX, frame};
-use super::socket::Stream;
+use super::socket::{NARROW_WINDOW, Stream};
 use crate::capture::CaptureError;
 use crate::capture::source::{Frame, Replication, StandbyStatus, SystemIdentity};
 
@@ -25,6 +25,15 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Status updates that the server has not taken: a hundred, at one a second, mean that it reads nothing any more.
 const UNSENT_MAX: usize = 4096;
+
+/// What is taken out of a socket that is otherwise not read: as much as its window is narrowed to.
+const SIP_BYTES: usize = NARROW_WINDOW;
+
+/// A socket with bytes gives them at once.
+const SIP_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Most bytes that may gather so: half an hour of sips and more. The buffer may be twice as large.
+const SIPPED_MAX: usize = 48 << 20;
 
 /// PostgreSQL counts microseconds from the start of 2000.
 const POSTGRES_EPOCH: Duration = Duration::from_secs(946_684_800);
@@ -295,6 +304,7 @@ impl Replication for PgReplication {
 
     async fn fill(&mut self, behind: bool) -> Result<(), CaptureError> {
         while !self.input.has_message()? {
+            self.stream.widen().map_err(lost)?;
             self.stream.set_bulk(behind || self.pace.fast).map_err(lost)?;
             let bytes = read_some(&mut self.stream, &mut self.input).await?;
             self.pace.received(bytes, Instant::now());
@@ -325,6 +335,19 @@ impl Replication for PgReplication {
         let message = standby_status(StandbyStatus { flush: self.flushed, ..status });
         frontend::CopyData::new(&message[..]).map_err(lost)?.write(&mut self.output);
         self.flush().await
+    }
+
+    async fn sip(&mut self) -> Result<(), CaptureError> {
+        self.stream.set_bulk(false).map_err(lost)?;
+        self.stream.narrow().map_err(lost)?;
+        let mut taken = 0;
+        while taken < SIP_BYTES && self.input.held() < SIPPED_MAX {
+            match timeout(SIP_PATIENCE, read_some(&mut self.stream, &mut self.input)).await {
+                Ok(read) => taken += read?,
+                Err(_) => break,
+            }
+        }
+        Ok(())
     }
 
     async fn stop(&mut self) {

@@ -26,6 +26,13 @@ const GATHER_BYTES: i32 = 256 * 1024;
 /// The longest that bytes may lie in the kernel: what bulk reading can add to latency. A backlog fills the mark sooner.
 const GATHER_MAX: Duration = Duration::from_millis(20);
 
+/// The receive window while the socket is hardly read. The kernel reopens a closed window only once a sixteenth of what it
+/// would offer at most is free, so a narrow one reopens after a small read.
+pub(super) const NARROW_WINDOW: usize = 256 * 1024;
+
+/// No window is wider.
+const WIDE_WINDOW: i32 = 1 << 30;
+
 /// TLS asks for a few kilobytes at a time; behind this buffer that is a system call per 64 KiB.
 const TLS_READ_BYTES: usize = 64 * 1024;
 
@@ -33,6 +40,7 @@ const TLS_READ_BYTES: usize = 64 * 1024;
 pub(crate) struct Socket {
     kind: Kind,
     bulk: bool,
+    narrow: bool,
     /// When bulk reading looks for itself, whatever the mark says; armed while a read waits.
     limit: Pin<Box<Sleep>>,
     armed: bool,
@@ -54,7 +62,19 @@ impl Socket {
     }
 
     fn new(kind: Kind) -> Socket {
-        Socket { kind, bulk: false, limit: Box::pin(tokio::time::sleep(Duration::ZERO)), armed: false }
+        Socket { kind, bulk: false, narrow: false, limit: Box::pin(tokio::time::sleep(Duration::ZERO)), armed: false }
+    }
+
+    /// Narrows the receive window, or opens it to its full width again; does nothing when it is so.
+    fn set_narrow(&mut self, narrow: bool) -> io::Result<()> {
+        let Kind::Tcp(tcp) = &self.kind else { return Ok(()) };
+        if self.narrow != narrow {
+            let width: i32 = if narrow { NARROW_WINDOW as i32 } else { WIDE_WINDOW };
+            uapi::setsockopt(tcp.as_raw_fd(), uapi::c::IPPROTO_TCP, uapi::c::TCP_WINDOW_CLAMP, &width)
+                .map_err(|e| io::Error::from_raw_os_error(e.0))?;
+            self.narrow = narrow;
+        }
+        Ok(())
     }
 
     /// Changes the way of reading; does nothing when it is in place.
@@ -147,12 +167,26 @@ impl Stream {
         super::tls::server_end_point(tls.get_ref().1.peer_certificates()?.first()?)
     }
 
+    /// The socket is going to be read little. Cheap when nothing changes.
+    pub(super) fn narrow(&mut self) -> io::Result<()> {
+        self.socket().set_narrow(true)
+    }
+
+    /// The socket is read as usual again. Cheap when nothing changes.
+    pub(super) fn widen(&mut self) -> io::Result<()> {
+        self.socket().set_narrow(false)
+    }
+
+    fn socket(&mut self) -> &mut Socket {
+        match self {
+            Stream::Plain(socket) => socket,
+            Stream::Tls(tls) => tls.get_mut().0.get_mut(),
+        }
+    }
+
     /// Lets bytes gather in the kernel, or not. Cheap when nothing changes.
     pub(super) fn set_bulk(&mut self, bulk: bool) -> io::Result<()> {
-        match self {
-            Stream::Plain(socket) => socket.set_bulk(bulk),
-            Stream::Tls(tls) => tls.get_mut().0.get_mut().set_bulk(bulk),
-        }
+        self.socket().set_bulk(bulk)
     }
 }
 
