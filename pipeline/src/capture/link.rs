@@ -22,8 +22,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// A server that shuts down waits until we have acknowledged everything. What the journal cannot take by then is sent again
-/// after the restart. With the second in which a shutdown is noticed this stays below five.
-const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(3);
+/// after the restart. With the two seconds in which a stall and a shutdown are noticed this stays below five.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
 
 /// So many requests for an answer, one right after another at the same position, are what a server does that shuts
 /// down; its ordinary ones are half a `wal_sender_timeout` apart.

@@ -38,8 +38,9 @@ async fn a_failover(major: u32) {
     pipeline.set("DEMO_SOURCE_URL", stream);
     pipeline.set("DEMO_BACKFILL_URL", backfill);
     pipeline.set_up().await;
-    let inventory = Database::inventory(Postgres::shared().await, "failover").await;
-    pipeline.set("DEMO_INVENTORY_URL", inventory.url.clone());
+    // The target is another server: the first one dies.
+    pipeline.inventory = Database::inventory(Postgres::shared().await, "failover").await;
+    pipeline.set("DEMO_INVENTORY_URL", pipeline.inventory.url.clone());
     let mirrored = standby.connect("postgres").await;
     let target = pipeline.target(true).await;
     let running = pipeline.run("run", &[]);
@@ -80,7 +81,7 @@ async fn a_failover(major: u32) {
     );
     target.terminate(PATIENCE).await;
     pipeline.judge(&[]);
-    inventory.drop(Postgres::shared().await).await;
+    pipeline.inventory.drop(Postgres::shared().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
