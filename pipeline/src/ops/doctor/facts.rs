@@ -9,10 +9,12 @@ use crate::config;
 
 /// Settings the rules ask for.
 pub(super) const SETTINGS: &str = "SELECT name, setting FROM pg_settings WHERE name IN ('max_replication_slots', 'max_wal_senders', \
-     'max_slot_wal_keep_size', 'wal_sender_timeout', 'password_encryption', 'ssl', 'listen_addresses', 'idle_replication_slot_timeout')";
+     'max_slot_wal_keep_size', 'wal_sender_timeout', 'password_encryption', 'ssl', 'listen_addresses', 'idle_replication_slot_timeout', \
+     'synchronized_standby_slots')";
 
 /// How many slots and walsenders are taken.
-pub(super) const USED: &str = "SELECT (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM pg_stat_replication)";
+pub(super) const USED: &str = "SELECT (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM pg_stat_replication), \
+     (SELECT count(*) FROM pg_replication_slots WHERE slot_type = 'physical' AND active)";
 
 /// Transactions that have been open for a while: creating a slot would wait for them, and they hold its WAL.
 pub(super) const LONG_TRANSACTIONS: &str = "SELECT pid, coalesce(nullif(application_name, ''), usename, '?'), extract(epoch FROM now() - xact_start)::float8 \
@@ -38,6 +40,8 @@ pub struct Facts {
     pub slots_used: i64,
     /// Walsenders in use.
     pub senders_used: i64,
+    /// Standbys that follow by a slot of their own.
+    pub standbys: i64,
     /// The configured tables; `None` where there is none.
     pub tables: Vec<((String, String), Option<TableFacts>)>,
     /// The publication.
@@ -96,6 +100,7 @@ impl Facts {
             settings: settings.iter().map(|row| (row.get(0), row.get(1))).collect(),
             slots_used: used.get(0),
             senders_used: used.get(1),
+            standbys: used.get(2),
             tables,
             publication,
             extra: catalog.tables(&others).await?.into_iter().flatten().collect(),

@@ -4,7 +4,7 @@ use tillstream_schemas::table::Identity;
 
 use super::facts::{Facts, LONG_TRANSACTIONS, PREPARED, ROLE, SETTINGS, USED};
 use super::{Finding, Severity};
-use crate::capture::catalog::{PublicationFacts, TableFacts, identifier, identity_warning, literal};
+use crate::capture::catalog::{PublicationFacts, SlotFacts, TableFacts, identifier, identity_warning, literal};
 use crate::config;
 
 /// The newest major version that Tillstream is tested with.
@@ -407,6 +407,7 @@ fn slot(found: &mut Findings, source: &config::Source, facts: &Facts) {
         ),
         (None, _) => found.ok("capture.slot_active", "the slot is free"),
     }
+    failover(found, source, facts, slot);
     let kept = facts.retained_bytes.map_or_else(String::new, |bytes| format!(", keeps {} MB of WAL", bytes >> 20));
     match slot.wal_status.as_deref() {
         Some(status @ ("extended" | "unreserved")) => found.add(
@@ -418,6 +419,33 @@ fn slot(found: &mut Findings, source: &config::Source, facts: &Facts) {
             "let the pipeline catch up, or raise max_slot_wal_keep_size",
         ),
         _ => found.ok("capture.slot_in_danger", format!("slot \"{}\" is sound{kept}", source.slot)),
+    }
+}
+
+/// Whether a promotion would keep slot and events; before version 17 no slot follows one.
+fn failover(found: &mut Findings, source: &config::Source, facts: &Facts, slot: &SlotFacts) {
+    if facts.server.major() < 17 || facts.standbys == 0 {
+        return;
+    }
+    let name = literal(&source.slot);
+    if slot.failover != Some(true) {
+        found.warn(
+            "capture.slot_no_failover",
+            format!("there are standbys, and slot \"{}\" does not follow a promotion", source.slot),
+            SLOT,
+            "after a promotion the slot is gone, and the tables have to be loaded again",
+            format!("stop the pipeline, SELECT pg_drop_replication_slot({name}); SELECT pg_create_logical_replication_slot({name}, 'pgoutput', false, false, true); then `tillstream epoch bump`; on the standbys sync_replication_slots = on"),
+        );
+    } else if facts.settings.get("synchronized_standby_slots").is_none_or(String::is_empty) {
+        found.warn(
+            "capture.slot_ahead_of_standby",
+            "synchronized_standby_slots is empty",
+            SETTINGS,
+            "what a standby has not yet is captured all the same; if it is promoted then, such events never happened there, and capture halts",
+            "ALTER SYSTEM SET synchronized_standby_slots = '<the standbys' physical slots>'; SELECT pg_reload_conf();",
+        );
+    } else {
+        found.ok("capture.slot_no_failover", "the slot follows a promotion");
     }
 }
 
