@@ -31,7 +31,7 @@ async fn assert_nothing_leaked(pipeline: &Pipeline, running: &Running, broker: &
     for file in files.iter().filter(|file| file.to_string_lossy().contains(&pipeline.stream)) {
         let bytes = std::fs::read(file).expect("readable");
         assert!(!holds(&bytes, PASSWORD), "{}", file.display());
-        if file.to_string_lossy().contains(".control") {
+        if file.to_string_lossy().contains("_control_") {
             assert!(!holds(&bytes, VALUE), "{}", file.display());
             control += usize::from(holds(&bytes, "\"type\":\"session\""));
         } else {

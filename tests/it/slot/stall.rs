@@ -104,7 +104,7 @@ async fn a_server_that_shuts_down_does_not_wait_for_a_journal_that_is_away() {
     let began = Instant::now();
     server.control("stop").await;
     println!("pg_ctl stop -m fast with everything well: {:.1} s", began.elapsed().as_secs_f64());
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     traffic.kill9().await;
     server.control("start").await;
     running.ready().await;

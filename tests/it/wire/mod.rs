@@ -149,13 +149,11 @@ async fn a_server_that_cannot_decode_or_lost_the_slot_says_so() {
     assert!(full.is_transient() && full.to_string().contains("max_wal_senders"), "{full}");
 }
 
-/// A CA, a certificate of it for `localhost`, and one for the role `certified`.
+/// A CA, and a certificate of it for `localhost`.
 struct Certificates {
     ca: String,
     certificate: String,
     key: String,
-    client_certificate: String,
-    client_key: String,
 }
 
 fn certificates() -> Certificates {
@@ -167,17 +165,7 @@ fn certificates() -> Certificates {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
     let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
     let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-    let client_key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).expect("a key");
-    let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
-    params.distinguished_name.push(rcgen::DnType::CommonName, "certified");
-    let client = params.signed_by(&client_key, &issuer).expect("a certificate");
-    Certificates {
-        ca: ca_certificate.pem(),
-        certificate: certificate.pem(),
-        key: key.serialize_pem(),
-        client_certificate: client.pem(),
-        client_key: client_key.serialize_pem(),
-    }
+    Certificates { ca: ca_certificate.pem(), certificate: certificate.pem(), key: key.serialize_pem() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -266,53 +254,6 @@ async fn the_server_is_verified_and_the_password_bound_to_its_certificate() {
     server.sql("postgres", "ALTER SYSTEM SET ssl = off");
     server.restart();
     assert_eq!(code(log_in(&scram("localhost", &full)).await), "capture.tls_refused");
-}
-
-/// Files of certificates are read for every connection: a rotation needs no restart of ours.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_certificate_is_the_credential_and_rotated_files_are_read_again() {
-    let server = Server::start("");
-    let client = tempfile::tempdir().expect("a directory");
-    let path = |name: &str| client.path().join(name);
-    let hand_out = |files: &Certificates| {
-        for (name, text) in [("ca.pem", &files.ca), ("client.crt", &files.client_certificate), ("client.key", &files.client_key)] {
-            std::fs::write(path(name), text).expect("written");
-        }
-    };
-    let install = |files: &Certificates| {
-        for (name, text) in [("server.crt", &files.certificate), ("server.key", &files.key), ("root.crt", &files.ca)] {
-            server.write(name, text);
-        }
-    };
-    let first = certificates();
-    install(&first);
-    hand_out(&first);
-    server.sql("postgres", "CREATE ROLE certified LOGIN REPLICATION");
-    server.write("pg_hba.conf", "host all postgres 127.0.0.1/32 trust\nhostssl all certified 127.0.0.1/32 cert\n");
-    server.sql("postgres", "ALTER SYSTEM SET ssl_ca_file = 'root.crt'");
-    server.sql("postgres", "ALTER SYSTEM SET ssl = on");
-    server.restart();
-    let base =
-        format!("postgres://certified@localhost:{}/postgres?sslmode=verify-full&sslrootcert={}", server.port(), path("ca.pem").display());
-    let certified = format!("{base}&sslcert={}&sslkey={}", path("client.crt").display(), path("client.key").display());
-    assert_eq!(code(log_in(&base).await), "capture.auth_refused", "no certificate");
-    let source_of_all = PgSource::new(&source(&certified), "test");
-    source_of_all.log_in().await.expect("logs in");
-    assert_eq!(code(Catalog::connect(&source(&certified), "test", "test").await), "ok");
-
-    // Everything is issued anew, under the same names.
-    let second = certificates();
-    install(&second);
-    server.sql("postgres", "SELECT pg_reload_conf()");
-    let refused = async {
-        while let Ok(mut connection) = source_of_all.log_in().await {
-            connection.stop().await;
-        }
-        code(source_of_all.log_in().await)
-    };
-    assert_eq!(timeout(DEADLINE, refused).await.expect("the server shows its new certificate"), "capture.tls_untrusted");
-    hand_out(&second);
-    source_of_all.log_in().await.expect("the same source reads the new files");
 }
 
 #[tokio::test(flavor = "multi_thread")]
