@@ -235,7 +235,10 @@ async fn partitions_are_their_root_whatever_is_attached() {
                ALTER TABLE sales_2 DROP gone;";
     let bench = Bench::new("partitions", server, sql, "FOR TABLE sales WITH (publish_via_partition_root = true)", &["sales"]).await;
     bench.each("INSERT INTO sales VALUES (1, '2026-01-05', 1)").await;
-    bench.each("INSERT INTO sales_2 VALUES (20, '2026-02-02', 2)").await;
+    if bench.major >= 15 {
+        // Version 14 goes on taking a table for unpublished that it sent nothing of before it was attached, until the next session.
+        bench.each("INSERT INTO sales_2 VALUES (20, '2026-02-02', 2)").await;
+    }
     bench.each("ALTER TABLE sales ATTACH PARTITION sales_2 FOR VALUES FROM ('2026-02-01') TO ('2026-03-01')").await;
     bench.each("INSERT INTO sales VALUES (3, '2026-02-03', 3); UPDATE sales_2 SET n = 4 WHERE id = 3").await;
     // Over a partition's border an update is a delete and an insert in the server itself.
