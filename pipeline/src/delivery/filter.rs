@@ -466,7 +466,7 @@ mod tests {
     fn a_rewound_reader_finds_its_place_again() {
         let read = |prev| header(Kind::Read, 2, at(5), at(prev));
         let mut filter = Filter::rewound(1, at(20));
-        let said = feed(&mut filter, &[event(1, 5, 3), read(5), event(1, 10, 5), event(2, 20, 10), read(20), event(2, 30, 20), read(20)]);
+        let said = feed(&mut filter, &[event(1, 5, 3), read(5), event(2, 10, 5), event(2, 20, 10), read(20), event(2, 30, 20), read(20)]);
         assert_eq!(said, ["repeat", "pass", "repeat", "repeat", "pass", "pass", "delivery.gap"]);
         let mut filter = Filter::rewound(1, at(20));
         assert_eq!(feed(&mut filter, &[event(1, 10, 5), event(2, 30, 25)]), ["repeat", "delivery.gap"]);
