@@ -404,10 +404,11 @@ impl Partition {
     fn admit(&mut self, offset: Offset, prepared: &Prepared) {
         let barrier = prepared.event.op() == Op::Truncate;
         let lane = if barrier { 0 } else { self.lane(prepared.row) };
-        if self.skipped.has(offset, lane) {
-            return;
-        }
         let sequence = self.settlement.admit(offset, prepared.bytes, prepared.committed_at_ms);
+        if self.skipped.has(offset, lane) {
+            // Booked, and not merely passed over: the next checkpoint's ledger has to hold it too.
+            return self.settlement.settle(sequence);
+        }
         let item = self.selection.item(&prepared.event);
         let work = Work::new(Origin::Journal(sequence), offset, prepared, item, Instant::now());
         if barrier {
@@ -661,9 +662,17 @@ impl Partition {
             offset: point.offset,
             position: point.position,
             token: point.token,
-            ledger: self.settlement.ledger(LEDGER_MAX),
+            ledger: self.ledger(),
             at_ms: control::now_ms(),
         }))
+    }
+
+    /// What is settled above the checkpoint: by this owner, and by those before it where this one has not read yet.
+    fn ledger(&self) -> Vec<(u64, u64)> {
+        let mut ledger = self.settlement.ledger(LEDGER_MAX);
+        ledger.extend(self.skipped.beyond(self.settlement.reached().offset));
+        ledger.truncate(LEDGER_MAX);
+        ledger
     }
 
     /// Lets calls in the air end, books them and saves the last checkpoint.

@@ -67,6 +67,15 @@ impl Skipped {
             Skipped::Own(own) => own.get(lane).is_some_and(|own| offset < *own),
         }
     }
+
+    /// The ranges of a ledger from `reached` on, rising.
+    pub(super) fn beyond(&self, reached: Offset) -> impl Iterator<Item = (u64, u64)> {
+        let ranges: &[(u64, u64)] = match self {
+            Skipped::Ledger(ranges) => ranges,
+            Skipped::Own(_) => &[],
+        };
+        ranges.iter().filter(move |(_, last)| *last >= reached.0).map(move |(first, last)| ((*first).max(reached.0), *last))
+    }
 }
 
 impl Context {
@@ -181,6 +190,8 @@ mod tests {
         let ledger = Skipped::Ledger(vec![(5, 7), (9, 9)]);
         let settled: Vec<u64> = (0..12).filter(|o| ledger.has(Offset(*o), 0)).collect();
         assert_eq!(settled, [5, 6, 7, 9]);
+        assert_eq!(ledger.beyond(Offset(6)).collect::<Vec<_>>(), [(6, 7), (9, 9)]);
+        assert_eq!(ledger.beyond(Offset(10)).count(), 0);
         let own = Skipped::Own(vec![Offset(3), Offset(0)]);
         assert!(own.has(Offset(2), 0) && !own.has(Offset(3), 0) && !own.has(Offset(2), 1) && !own.has(Offset(2), 7));
     }

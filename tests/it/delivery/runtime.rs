@@ -122,6 +122,30 @@ async fn a_graceful_stop_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_settled_out_of_order_stays_settled_over_several_stops() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = journal(dir.path(), 1).await;
+    sell(&journal, 100, 4).await;
+    let closed = Arc::new(AtomicBool::new(true));
+    let stuck = closed.clone();
+    // The first lane's target is away, so the checkpoint stays low and everything else stands in the ledger.
+    let script = Script::new(Idempotency::Key, move |lane, _, _| match lane.lane == 0 && stuck.load(Ordering::Relaxed) {
+        true => Act::Fail(Class::Transient),
+        false => Act::Apply,
+    });
+    for _ in 0..4 {
+        let running = start(&journal, vec![connector("loyalty", script.target())], Mode::Continuous);
+        let stats = running.stats.connector("loyalty").expect("there").clone();
+        until("the first lane fails", || stats.state() == ConnectorState::Retrying).await;
+        running.stop().await.expect("stops");
+    }
+    closed.store(false, Ordering::Relaxed);
+    catch_up(&journal, vec![connector("loyalty", script.target())]).await.expect("catches up");
+    assert_complete(&script.effects(), 100, 4);
+    assert_eq!(script.absorbed(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_event_becomes_a_dead_letter_and_is_redriven_under_its_key() {
     let dir = tempfile::tempdir().expect("a directory");
     let journal = journal(dir.path(), 1).await;
