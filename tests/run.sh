@@ -80,11 +80,9 @@ step cargo test --release --locked --workspace --lib --bins
 installed=$(basename "$(dirname "$(docker/postgres.sh bin)")")
 integration() { its | tee "$logs/$installed.log"; }
 step integration
-if [ "$level" != quick ]; then
+if [ "$level" = long ]; then
     [ "$installed" = 18 ] || step matrix_on 18
     step matrix_table
-fi
-if [ "$level" = long ]; then
     step docker/demo.sh --seconds 180
     step docker/demo.sh --seconds 120 --journal local
 fi

@@ -30,6 +30,11 @@ const SESSION: &str = "SET synchronous_commit = local; SET row_security = off; S
 /// chunk. With a condition of the user's the planner decides, since another index may serve it.
 const WALK: &str = "SET enable_seqscan = off; SET enable_sort = off; SET enable_bitmapscan = off";
 
+/// Whether the role may write watermarks. By name: the function has one more parameter since version 17.
+const MAY_MARK: &str = "SELECT coalesce(bool_or(has_function_privilege(oid, 'EXECUTE')), false) FROM pg_proc \
+                        WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = 'pg_logical_emit_message' \
+                        AND proargtypes[1] = 'text'::regtype";
+
 /// What ends the reading of a table or a job.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -90,13 +95,7 @@ impl Session {
         let settings = if walk { format!("{SESSION}; {WALK}") } else { SESSION.to_owned() };
         catalog.client().batch_execute(&settings).await.map_err(|e| failure(&e))?;
         let messages = !catalog.server().in_recovery
-            && catalog
-                .client()
-                .query_one("SELECT has_function_privilege('pg_catalog.pg_logical_emit_message(boolean, text, text)', 'EXECUTE')", &[])
-                .await
-                .map_err(|e| failure(&e))?
-                .try_get(0)
-                .map_err(|e| failure(&e))?;
+            && catalog.client().query_one(MAY_MARK, &[]).await.map_err(|e| failure(&e))?.try_get(0).map_err(|e| failure(&e))?;
         Ok(Session { catalog, messages })
     }
 

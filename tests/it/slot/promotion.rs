@@ -88,7 +88,8 @@ async fn a_failover(major: u32) {
 async fn a_promotion_with_a_failover_slot_loses_and_doubles_nothing() {
     let majors = match Postgres::asked() {
         Some(major) => vec![major],
-        None => Level::pick(vec![18], vec![18], vec![17, 18]),
+        // These versions are fetched when they are not there: not in every run.
+        None => Level::pick(vec![], vec![], vec![17, 18]),
     };
     for major in majors {
         a_failover(major).await;
