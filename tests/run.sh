@@ -2,8 +2,8 @@
 # Runs every test of Tillstream against real servers. Needs nothing but Debian, root (or the servers installed) and Rust.
 #
 #   tests/run.sh          what CI runs: format, lints, unit tests, integration tests
-#   tests/run.sh quick    the same without lints and long kill series: under two minutes after the build
-#   tests/run.sh long     before a release: 10,000 seeds of the model, the whole kill matrix, big drains, the demo on both journals
+#   tests/run.sh quick    the same without lints, with the shortest series
+#   tests/run.sh long     before a release: 10,000 seeds of the model, the whole kill matrix, big drains, PostgreSQL 18, both demos
 #   tests/run.sh matrix [MAJOR...]  the capture suite on PostgreSQL 14 15 16 17 18, and its table of failures
 #
 # Installs what is missing: PostgreSQL and RabbitMQ (docker/postgres.sh, docker/rabbitmq.sh). Servers run privately on free ports
