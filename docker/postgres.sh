@@ -194,7 +194,11 @@ case "$command" in
     standby) [ -n "${1:-}" ] || die "standby needs the directory of its primary"; standby "$(readlink -m "$1")" ;;
     promote) as "$(bin)/pg_ctl" -D "$(readlink -f "$DIR/data")" -w -t 60 promote >/dev/null ;;
     stop) stop ;;
-    kill9) p=$(pid) && kill -KILL "$p" ;;
+    kill9)
+        p=$(pid) && kill -KILL "$p"
+        # A process that dies counts as running until it is gone: a start right behind this would find nothing to do.
+        gone() { ! alive "$p"; }
+        wait_until 30 gone || die "process $p does not die" ;;
     restart) stop; start ;;
     destroy)
         stop immediate || true
