@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use tillstream_connectors::sink::{Compare, Item, SinkError};
+use tillstream_schemas::event_id::ReadId;
 use tillstream_schemas::{Event, Lsn, Position};
 
 use super::plan;
@@ -23,8 +24,7 @@ use super::read::{Failure, Read, Session, Unread, joined};
 use super::spec::Refused;
 use super::sql::{Choice, ChunkedTable};
 use crate::capture::encode;
-use crate::capture::hook::{ReadRow, ReadScope};
-use crate::capture::read_rows::{ReadRows, ReadValues};
+use crate::capture::read_rows::{ReadChunk, ReadRow, ReadRows, ReadScope};
 use crate::config;
 use crate::control::KeyTexts;
 
@@ -284,17 +284,13 @@ impl Sides {
     /// Keys of the rows that the target does not hold as they are.
     async fn differing(&mut self, rows: &Arc<ReadRows>, gone_from: usize) -> Result<Vec<KeyTexts>, Refused> {
         let mut items = Vec::with_capacity(rows.len());
+        let schema = &self.chunked.schema;
+        let table = format!("{}.{}", schema.schema, schema.table);
+        let first = ReadId { epoch: 1, job: "diff".to_owned(), table, chunk: 0, attempt: 0, row: 0 };
+        let chunk = Arc::new(ReadChunk::new(schema.clone(), rows.clone(), self.scope.clone(), first, Position::new(1, Lsn(1), 0)));
         for row in 0..rows.len() {
             let number = u32::try_from(row).unwrap_or(u32::MAX);
-            let read = ReadRow {
-                table: self.chunked.schema.clone(),
-                id: format!("e1-bdiff-{}.{}-0.0-{number}", self.chunked.schema.schema, self.chunked.schema.table),
-                values: ReadValues::new(rows.clone(), row),
-                scope: self.scope.clone(),
-                gone: row >= gone_from,
-                as_of: Position::new(1, Lsn(1), 0),
-                row: number,
-            };
+            let read = ReadRow { chunk: chunk.clone(), row: number, gone: row >= gone_from };
             let mut body = Vec::new();
             encode::read(&mut body, &read);
             let event = Event::parse(body.into()).map_err(|e| Refused { code: e.code(), what: e.to_string() })?;

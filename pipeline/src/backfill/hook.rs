@@ -8,15 +8,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use tillstream_schemas::event_id::ReadId;
-use tillstream_schemas::{EventId, Lsn, Position, TableSchema};
+use tillstream_schemas::{Lsn, Position, TableSchema};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::stats::Stats;
 use super::window::{Again, Chunk, Closed, Next, Opening, WindowId, Windows, as_of, as_of_passed};
-use crate::capture::hook::{HandOver, Hook, ReadRow, ReadScope, Write};
+use crate::capture::hook::{HandOver, Hook, Write};
 use crate::capture::pgoutput::Tuple;
-use crate::capture::read_rows::{ReadRows, ReadValues};
+use crate::capture::read_rows::{ReadChunk, ReadRow, ReadScope};
 use crate::control::{Cursor, Record};
 
 /// Prefix of the logical messages that carry watermarks.
@@ -106,11 +106,7 @@ enum Out {
 /// A chunk whose rows are being written.
 #[derive(Debug)]
 struct Rows {
-    table: Arc<TableSchema>,
-    rows: Arc<ReadRows>,
-    as_of: Position,
-    /// The event ids but for their last number.
-    prefix: String,
+    chunk: Arc<ReadChunk>,
     written: u64,
     verdict: oneshot::Sender<Verdict>,
     taken: Box<Taken>,
@@ -190,17 +186,16 @@ impl ReadHook {
         match (closed, taken) {
             (Closed::Ready, Some(taken)) => {
                 let cursor = &taken.cursor;
-                let first = EventId::Read(ReadId {
+                let first = ReadId {
                     epoch: cursor.epoch,
                     job: cursor.job.clone(),
                     table: cursor.table.clone(),
                     chunk: taken.number,
                     attempt: cursor.attempt,
                     row: 0,
-                });
-                let prefix = first.to_string().trim_end_matches('0').to_owned();
-                let rows = taken.chunk.rows.clone();
-                self.out.push_back(Out::Rows(Box::new(Rows { table, rows, as_of, prefix, written: 0, verdict, taken })));
+                };
+                let chunk = Arc::new(ReadChunk::new(table, taken.chunk.rows.clone(), taken.scope.clone(), first, as_of));
+                self.out.push_back(Out::Rows(Box::new(Rows { chunk, written: 0, verdict, taken })));
             }
             // A reader that no longer listens has ended with its hook, or is about to.
             (Closed::Again(why), _) => drop(verdict.send(Verdict::Again(why))),
@@ -227,26 +222,12 @@ impl ReadHook {
 impl Rows {
     fn row(&mut self, row: usize, gone: bool) -> ReadRow {
         self.written += 1;
-        let number = u32::try_from(row).unwrap_or(u32::MAX);
-        let mut digits = itoa::Buffer::new();
-        let digits = digits.format(number);
-        let mut id = String::with_capacity(self.prefix.len() + digits.len());
-        id.push_str(&self.prefix);
-        id.push_str(digits);
-        ReadRow {
-            table: self.table.clone(),
-            id,
-            values: ReadValues::new(self.rows.clone(), row),
-            scope: self.taken.scope.clone(),
-            gone,
-            as_of: self.as_of,
-            row: number,
-        }
+        ReadRow { chunk: self.chunk.clone(), row: u32::try_from(row).unwrap_or(u32::MAX), gone }
     }
 
     /// Its last row is written: the record that says so, and the word to its reader.
     fn end(self, cut: Option<(Again, Option<crate::control::KeyTexts>)>, evicted: u64) -> Option<Out> {
-        let Rows { taken, written, verdict, rows, .. } = self;
+        let Rows { taken, written, verdict, chunk } = self;
         let Taken { mut cursor, stored, stats, .. } = *taken;
         let cut = match cut {
             None => None,
@@ -261,7 +242,7 @@ impl Rows {
             }
         };
         cursor.rows += written;
-        stats.chunk(&cursor, written, rows.bytes() as u64, evicted);
+        stats.chunk(&cursor, written, chunk.rows.bytes() as u64, evicted);
         drop(verdict.send(Verdict::Written { cursor: Box::new(cursor.clone()), cut }));
         Some(Out::Record { record: Box::new(Record::Cursor(cursor)), stored })
     }

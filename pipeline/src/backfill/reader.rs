@@ -25,7 +25,7 @@ use super::sql::{Choice, ChunkedTable, Refusal, Source};
 use super::stats::Stats;
 use super::window::{Again, Chunk, Marks, Opening};
 use crate::capture::CaptureError;
-use crate::capture::hook::ReadScope;
+use crate::capture::read_rows::ReadScope;
 use crate::config;
 use crate::control::{Cursor, KeyTexts, Record, now_ms};
 use crate::retry::Delays;

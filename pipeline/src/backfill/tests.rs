@@ -768,7 +768,7 @@ fn rows_then_the_cursor_then_the_word_that_it_is_stored() {
     for (row, id) in [(0, "e1-bload-public.t-3.2-0"), (2, "e1-bload-public.t-3.2-2")] {
         assert!(answer.try_recv().is_err(), "the reader goes on behind the last row");
         let Some(Write::Row(read)) = hook.write() else { panic!("a row") };
-        assert_eq!((read.row, read.id.as_str(), read.as_of), (row, id, Position::new(1, Lsn(9), 0)));
+        assert_eq!((read.row, read.id().as_str(), read.chunk.as_of), (row, id, Position::new(1, Lsn(9), 0)));
         assert!(id.parse::<EventId>().is_ok());
     }
     let Some(Write::Record(hand_over, Record::Cursor(stored))) = hook.write() else { panic!("the cursor") };

@@ -9,15 +9,13 @@
 //!  "committed_at":"2026-11-22T10:00:00.123456Z"}
 //! ```
 
-use std::io::Write;
-
 use tillstream_schemas::partition::partition_of;
 use tillstream_schemas::policy::write_guarded;
 use tillstream_schemas::value::{instant, write_instant, write_string, write_value};
 use tillstream_schemas::{Column, Half, Lsn, Op, Policy, TableSchema};
 
-use super::hook::ReadRow;
 use super::pgoutput::{LogicalMessage, Tuple, TupleKind, TupleValue};
+use super::read_rows::ReadRow;
 use super::relations::{RelationError, check_columns};
 
 /// What all events of a transaction share, printed once.
@@ -297,8 +295,8 @@ pub fn partition_of_read(row: &ReadRow, count: u16) -> u16 {
     if count <= 1 {
         return 0;
     }
-    let text = |index: &usize| row.values.get(*index).map(str::as_bytes);
-    partition_of(row.table.partition_by.iter().map(text), count)
+    let text = |index: &usize| row.get(*index).map(str::as_bytes);
+    partition_of(row.chunk.table.partition_by.iter().map(text), count)
 }
 
 /// Appends a row event.
@@ -382,15 +380,15 @@ pub fn end(out: &mut Vec<u8>, tx: &TxContext, events: u64, total: u64) {
 
 /// Appends a backfill's row. A row with fewer values than the table has columns lacks the last ones.
 pub fn read(out: &mut Vec<u8>, row: &ReadRow) {
-    out.extend_from_slice(b"{\"id\":");
-    write_string(out, row.id.as_bytes());
-    // The id's closing quote is part of what follows a live id.
-    out.pop();
-    write_op(out, if row.gone { Op::Delete } else { Op::Read });
-    out.extend_from_slice(&row.table.json_names);
-    let omitted = row.scope.as_deref().map_or(&[][..], |scope| &scope.omitted);
-    let values = row.table.columns.iter().enumerate().map(|(index, column)| {
-        let value = match row.values.get(index) {
+    let ReadRow { chunk, row: number, gone } = row;
+    let (table, scope) = (&chunk.table, chunk.scope.as_deref());
+    out.extend_from_slice(chunk.head());
+    write_number(out, *number);
+    write_op(out, if *gone { Op::Delete } else { Op::Read });
+    out.extend_from_slice(&table.json_names);
+    let omitted = scope.map_or(&[][..], |scope| &scope.omitted);
+    let values = table.columns.iter().enumerate().map(|(index, column)| {
+        let value = match row.get(index) {
             Some(text) => TupleValue::Text(text.as_bytes()),
             None if !omitted.is_empty() && omitted.binary_search(&index).is_ok() => TupleValue::Unchanged,
             None => TupleValue::Null,
@@ -399,11 +397,11 @@ pub fn read(out: &mut Vec<u8>, row: &ReadRow) {
     });
     out.extend_from_slice(b",\"key\":");
     write_key(out, values.clone());
-    if row.gone {
+    if *gone {
         out.extend_from_slice(b",\"before\":null,\"after\":null,\"unchanged\":[]");
     } else {
         out.extend_from_slice(b",\"before\":null,\"after\":");
-        if write_row(out, &row.table, values.clone()) {
+        if write_row(out, table, values.clone()) {
             out.extend_from_slice(b",\"unchanged\":[");
             write_unchanged(out, values);
             out.push(b']');
@@ -411,14 +409,8 @@ pub fn read(out: &mut Vec<u8>, row: &ReadRow) {
             out.extend_from_slice(b",\"unchanged\":[]");
         }
     }
-    if let Some(connector) = row.scope.as_deref().and_then(|scope| scope.connector.as_ref()) {
-        out.extend_from_slice(b",\"connector\":");
-        write_string(out, connector.as_bytes());
-    }
-    out.extend_from_slice(b",\"commit_lsn\":\"");
-    let _ = write!(out, "{}", row.as_of.commit_lsn);
-    out.extend_from_slice(b"\",\"ordinal\":");
-    write_number(out, row.row);
+    out.extend_from_slice(chunk.middle());
+    write_number(out, *number);
     out.extend_from_slice(b",\"xid\":null,\"committed_at\":null}");
 }
 
@@ -537,10 +529,12 @@ mod tests {
     use std::sync::Arc;
 
     use tillstream_schemas::Position;
+    use tillstream_schemas::event_id::ReadId;
     use tillstream_schemas::table::Identity;
 
     use super::*;
     use crate::capture::pgoutput::{Message, parse};
+    use crate::capture::read_rows::{ReadChunk, ReadRows};
     use crate::capture::relations::{ColumnSpec, TableOptions, table_schema};
 
     fn table(identity: Identity, partition_by: Option<&[&str]>) -> TableSchema {
@@ -622,16 +616,11 @@ mod tests {
         for (id, location) in [("1", Some("north")), ("77", Some("Zürich")), ("8", None)] {
             let new = [format!("={id}"), location.map_or("n".to_owned(), |l| format!("={l}")), "n".to_owned()];
             let bytes = update(None, &[&new[0], &new[1], &new[2]]);
-            let values = vec![Some(id.to_owned()), location.map(str::to_owned), None];
-            let read = ReadRow {
-                table: Arc::clone(&table),
-                id: String::new(),
-                values: values.into(),
-                scope: None,
-                gone: false,
-                as_of: Position::NONE,
-                row: 0,
-            };
+            let mut rows_read = ReadRows::new(3);
+            rows_read.push([Some(id), location, None]);
+            let first = ReadId { epoch: 1, job: "j".to_owned(), table: "t".to_owned(), chunk: 0, attempt: 0, row: 0 };
+            let chunk = ReadChunk::new(Arc::clone(&table), Arc::new(rows_read), None, first, Position::NONE);
+            let read = ReadRow { chunk: Arc::new(chunk), row: 0, gone: false };
             assert_eq!(partition(&table, &rows(&table, &bytes).0, 997), partition_of_read(&read, 997));
         }
     }

@@ -4,44 +4,14 @@
 //! on its own task, in stream order, and no call may block or await. Without a running backfill there is no hook and
 //! the hot path pays one branch.
 
-use std::sync::Arc;
-
 use tillstream_schemas::{Lsn, Position, TableSchema};
 
 use super::pgoutput::Tuple;
-use super::read_rows::ReadValues;
+use super::read_rows::ReadRow;
 
 /// Numbers what a hook handed over, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HandOver(pub u64);
-
-/// What all rows of a backfill have in common beside their table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ReadScope {
-    /// The only connector that takes them; `None` means all.
-    pub connector: Option<String>,
-    /// Columns of the table that were not read: sinks leave them alone. In order.
-    pub omitted: Vec<usize>,
-}
-
-/// A row that a backfill read, ready to be written.
-#[derive(Debug)]
-pub struct ReadRow {
-    /// Its table, from the catalogue or from the stream's Relation.
-    pub table: Arc<TableSchema>,
-    /// Its event id, printed (`e1-b<job>-<table>-<chunk>.<attempt>-<row>`).
-    pub id: String,
-    /// One text per column of `table`, as the server printed it under the pinned settings; `None` is NULL.
-    pub values: ReadValues,
-    /// What the backfill's rows have in common; `None` when nothing is special.
-    pub scope: Option<Arc<ReadScope>>,
-    /// A row that was asked for by its key and is not there: only the key's values count.
-    pub gone: bool,
-    /// The position as of which it was read: that of the high watermark's commit, ordinal 0.
-    pub as_of: Position,
-    /// Number of the row within its attempt.
-    pub row: u32,
-}
 
 /// What the engine does for a hook, between two transactions.
 #[derive(Debug)]

@@ -14,9 +14,10 @@ use tokio::time::Instant;
 
 use super::appender::{Appender, Diverged, Put};
 use super::encode::{self, Row, TxContext};
-use super::hook::{HandOver, Hook, ReadRow, Write};
+use super::hook::{HandOver, Hook, Write};
 use super::pgoutput::{self, Begin, Commit, LogicalMessage, Message, Relation, Tuple};
 use super::progress::Progress;
+use super::read_rows::{ReadChunk, ReadRow};
 use super::relations::{RelationError, Relations};
 use super::stats::Stats;
 use super::{CaptureError, Settings};
@@ -355,12 +356,13 @@ impl Intake {
             match self.hook.as_mut().and_then(|hook| hook.write()) {
                 None => return false,
                 Some(Write::Row(row)) => {
-                    if row.table.layout != self.read_layout {
-                        self.read_layout = row.table.layout;
-                        self.keep_layout(&row.table, None, row.as_of, now_ms());
+                    let ReadChunk { table, as_of, .. } = &*row.chunk;
+                    if table.layout != self.read_layout {
+                        self.read_layout = table.layout;
+                        self.keep_layout(table, None, *as_of, now_ms());
                     }
                     // A row costs beside its values what its envelope costs.
-                    let row_bytes = row.values.bytes();
+                    let row_bytes = row.bytes();
                     bytes += row_bytes + ENVELOPE_BYTES;
                     if let Err(letter) = read(&mut self.appender, &row, row_bytes, self.row_bytes_max) {
                         append_letter(&mut self.appender, &self.stamp, self.batch_max, letter);
@@ -472,10 +474,10 @@ fn put(appender: &mut Appender, context: &TxContext, position: Position, table: 
 fn read(appender: &mut Appender, row: &ReadRow, bytes: usize, row_bytes_max: usize) -> Result<(), DeadLetter> {
     let partition = encode::partition_of_read(row, appender.partitions());
     if bytes > row_bytes_max {
-        let letter = too_large(row.as_of, partition, bytes, row_bytes_max);
-        return Err(DeadLetter { event_id: row.id.clone(), idempotency_key: row.id.clone(), ..letter });
+        let letter = too_large(row.chunk.as_of, partition, bytes, row_bytes_max);
+        return Err(DeadLetter { event_id: row.id(), idempotency_key: row.id(), ..letter });
     }
-    let written: Result<(), std::convert::Infallible> = appender.aside(partition, Kind::Read, row.as_of, |to| {
+    let written: Result<(), std::convert::Infallible> = appender.aside(partition, Kind::Read, row.chunk.as_of, |to| {
         encode::read(to, row);
         Ok(())
     });

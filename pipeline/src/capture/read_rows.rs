@@ -5,6 +5,10 @@
 
 use std::sync::Arc;
 
+use tillstream_schemas::event_id::ReadId;
+use tillstream_schemas::value::write_string;
+use tillstream_schemas::{EventId, Position, TableSchema};
+
 /// Marks a value that is NULL in the list of ends.
 const NULL: u32 = 1 << 31;
 
@@ -124,7 +128,16 @@ impl ReadRows {
         self.text.push_str(value);
     }
 
+    /// Bytes of one row's values.
+    #[inline]
+    #[must_use]
+    pub fn row_bytes(&self, row: usize) -> usize {
+        let end_of = |rows: usize| (rows * self.columns).checked_sub(1).and_then(|at| self.ends.get(at)).map_or(0, |end| end & !NULL);
+        end_of(row + 1).saturating_sub(end_of(row)) as usize
+    }
+
     /// A value; `None` is NULL (and whatever lies outside).
+    #[inline]
     #[must_use]
     pub fn get(&self, row: usize, column: usize) -> Option<&str> {
         if column >= self.columns {
@@ -140,39 +153,98 @@ impl ReadRows {
     }
 }
 
-/// One row of [`ReadRows`]; cheap to hand on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReadValues {
-    rows: Arc<ReadRows>,
-    row: usize,
+/// What all rows of a backfill have in common beside their table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReadScope {
+    /// The only connector that takes them; `None` means all.
+    pub connector: Option<String>,
+    /// Columns of the table that were not read: sinks leave them alone. In order.
+    pub omitted: Vec<usize>,
 }
 
-impl ReadValues {
-    /// Row number `row`.
+/// Rows that were read together, and what their events have in common, printed once.
+#[derive(Debug)]
+pub struct ReadChunk {
+    /// Their table, from the catalogue or from the stream's Relation.
+    pub table: Arc<TableSchema>,
+    /// One text per column of `table`, as the server printed it under the pinned settings.
+    pub rows: Arc<ReadRows>,
+    /// What the backfill's rows have in common; `None` when nothing is special.
+    pub scope: Option<Arc<ReadScope>>,
+    /// The position as of which they were read: that of the high watermark's commit, ordinal 0.
+    pub as_of: Position,
+    /// `e1-b<job>-<table>-<chunk>.<attempt>-`
+    ids: String,
+    /// `{"id":"e1-b<job>-<table>-<chunk>.<attempt>-`
+    head: Vec<u8>,
+    /// `,"connector":"…","commit_lsn":"0/16B3748","ordinal":`
+    middle: Vec<u8>,
+}
+
+impl ReadChunk {
+    /// Rows whose ids are `first`'s but for the number of the row.
     #[must_use]
-    pub fn new(rows: Arc<ReadRows>, row: usize) -> Self {
-        ReadValues { rows, row }
+    pub fn new(table: Arc<TableSchema>, rows: Arc<ReadRows>, scope: Option<Arc<ReadScope>>, first: ReadId, as_of: Position) -> Self {
+        let mut ids = EventId::Read(ReadId { row: 0, ..first }).to_string();
+        ids.pop();
+        let mut head = b"{\"id\":".to_vec();
+        write_string(&mut head, ids.as_bytes());
+        // The closing quote follows the row's number.
+        head.pop();
+        let mut middle = Vec::new();
+        if let Some(connector) = scope.as_deref().and_then(|scope| scope.connector.as_ref()) {
+            middle.extend_from_slice(b",\"connector\":");
+            write_string(&mut middle, connector.as_bytes());
+        }
+        middle.extend_from_slice(format!(",\"commit_lsn\":\"{}\",\"ordinal\":", as_of.commit_lsn).as_bytes());
+        ReadChunk { table, rows, scope, as_of, ids, head, middle }
+    }
+
+    /// A row's event up to the number in its id.
+    #[inline]
+    #[must_use]
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// A row's event from behind its values up to its ordinal.
+    #[inline]
+    #[must_use]
+    pub fn middle(&self) -> &[u8] {
+        &self.middle
+    }
+}
+
+/// One row of a [`ReadChunk`], ready to be written; cheap to hand on.
+#[derive(Clone, Debug)]
+pub struct ReadRow {
+    /// Where it stands.
+    pub chunk: Arc<ReadChunk>,
+    /// Its number there, from 0; the last number of its event id.
+    pub row: u32,
+    /// It was asked for by its key and is not there: only the key's values count.
+    pub gone: bool,
+}
+
+impl ReadRow {
+    /// Its event id, printed (`e1-b<job>-<table>-<chunk>.<attempt>-<row>`).
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!("{}{}", self.chunk.ids, self.row)
     }
 
     /// A column's value; `None` is NULL.
     #[inline]
     #[must_use]
     pub fn get(&self, column: usize) -> Option<&str> {
-        self.rows.get(self.row, column)
+        self.chunk.rows.get(self.row as usize, column)
     }
 
     /// Bytes of all values.
+    #[inline]
     #[must_use]
     pub fn bytes(&self) -> usize {
-        (0..self.rows.columns).filter_map(|column| self.get(column)).map(str::len).sum()
-    }
-}
-
-impl From<Vec<Option<String>>> for ReadValues {
-    fn from(values: Vec<Option<String>>) -> Self {
-        let mut rows = ReadRows::new(values.len());
-        rows.push(values.iter().map(Option::as_deref));
-        ReadValues::new(Arc::new(rows), 0)
+        self.chunk.rows.row_bytes(self.row as usize)
     }
 }
 
@@ -192,6 +264,7 @@ mod tests {
         assert_eq!(row(1), [None, Some("a\tb\\N\nc"), Some("\\N")]);
         assert_eq!(row(2), [Some("ü"), Some("\u{8}\u{c}\r\u{b}"), None]);
         assert_eq!((rows.get(0, 3), rows.get(3, 0)), (None, None));
+        assert_eq!((0..4).map(|n| rows.row_bytes(n)).collect::<Vec<_>>(), [6, 8, 6, 0]);
     }
 
     #[test]

@@ -52,6 +52,13 @@ const HOOK_BYTES: usize = 64 << 10;
 /// window. A broker's answer takes milliseconds, in which a backfill at full speed fills less than this.
 const HOOK_UNCONFIRMED_MAX: usize = 2 << 20;
 
+/// The same while the stream brings changes: what stands before a live change is confirmed within a few milliseconds, and
+/// readers that wait leave the processors to it.
+const HOOK_UNCONFIRMED_LIVE: usize = 128 << 10;
+
+/// The stream counts as bringing changes for so long after the last one.
+const LIVE_FOR: Duration = Duration::from_secs(1);
+
 /// How often a run that waits to be caught up asks the server where it is.
 const CAUGHT_UP_POLL: Duration = Duration::from_millis(200);
 
@@ -121,6 +128,8 @@ struct Streaming {
     behind: bool,
     /// The hook may have more rows to write.
     hook_has_more: bool,
+    /// Change events so far, and when the last one came.
+    live: (u64, Option<Instant>),
     /// When the oldest byte entered a batch that has not been cut.
     gathering_since: Option<Instant>,
     /// A batch could not be handed over before the stop's deadline: nothing may follow it.
@@ -145,6 +154,7 @@ impl Streaming {
             reply: false,
             behind: false,
             hook_has_more: false,
+            live: (0, None),
             gathering_since: None,
             gave_up: false,
             promises,
@@ -161,6 +171,10 @@ impl Streaming {
                 return Ok(());
             }
             let now = Instant::now();
+            let events = stats.events.load(Relaxed);
+            if events != self.live.0 {
+                self.live = (events, Some(now));
+            }
             if self.hook_may_write() {
                 self.hook_has_more = self.intake.take_from_hook(HOOK_BYTES);
             }
@@ -251,9 +265,11 @@ impl Streaming {
 
     /// Whether rows of a backfill may be written now.
     fn hook_may_write(&mut self) -> bool {
+        let is_live = self.live.1.is_some_and(|at| at.elapsed() < LIVE_FOR);
+        let unconfirmed_max = if is_live { HOOK_UNCONFIRMED_LIVE } else { HOOK_UNCONFIRMED_MAX };
         !self.gave_up
             && !self.intake.appender.in_transaction()
-            && self.writer.unconfirmed_bytes() < HOOK_UNCONFIRMED_MAX
+            && self.writer.unconfirmed_bytes() < unconfirmed_max
             && self.intake.hook().is_some()
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tillstream_connectors::sink::{LaneId, Sink, SinkError};
 use tillstream_schemas::entry::Records;
 use tillstream_schemas::{Entry, Kind};
+use tokio::time::{Duration, Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::DeliveryError;
@@ -22,6 +23,12 @@ use crate::retry::Delays;
 
 /// How far back a place is looked for first, in entries: more than a broker holds unsynced in a second or two.
 const LOOK_BACK: u64 = 100_000;
+
+/// A log that is empty although something was read of it is asked again for so long.
+const EMPTY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is asked meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What a partition's task needs to know.
 pub(super) struct Context {
@@ -106,18 +113,24 @@ impl Context {
             self.stats.set_state(ConnectorState::Retrying);
             let delay = delays.next_delay();
             tracing::warn!(connector = self.connector.name, %error, retry_in = ?delay, "target not ready");
-            tokio::time::sleep(delay).await;
+            sleep(delay).await;
         }
     }
 
     /// A reader at the start, the filter that goes with it, and the point they stand at.
     pub(super) async fn open(&self, start: Start) -> Result<(Box<dyn Reader>, Filter, Point), DeliveryError> {
         let log = Log::Data(self.partition);
-        let bounds = self.journal.bounds(log).await?;
+        let mut bounds = self.journal.bounds(log).await?;
         let Start::At(point) = start else {
             let first = bounds.map_or(Offset(0), |b| b.first);
             return Ok((self.journal.reader(log, From::First).await?, Filter::new(), Point { offset: first, ..Point::default() }));
         };
+        // A broker that comes back may say for a moment that there is nothing.
+        let asked = Instant::now();
+        while bounds.is_none() && point.offset > Offset(0) && asked.elapsed() < EMPTY_PATIENCE {
+            sleep(ASK_AGAIN).await;
+            bounds = self.journal.bounds(log).await?;
+        }
         let end = bounds.map_or(Offset(0), |b| Offset(b.last.0 + 1));
         // Without a position there is nothing to look for: what was a gap is one again.
         if point.offset <= end && (!self.rewind || point.position.is_none()) {

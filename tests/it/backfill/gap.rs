@@ -11,10 +11,12 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tillstream::capture::catalog::Catalog;
-use tillstream::capture::hook::{Hook, Hooks, ReadRow, Write};
+use tillstream::capture::hook::{Hook, Hooks, Write};
 use tillstream::capture::pgoutput::{Tuple, TupleValue};
+use tillstream::capture::read_rows::{ReadChunk, ReadRow, ReadRows};
 use tillstream::config::Source;
 use tillstream::control::State;
+use tillstream_schemas::event_id::ReadId;
 use tillstream_schemas::{Lsn, Position, TableSchema};
 use tokio::sync::mpsc;
 
@@ -108,15 +110,17 @@ impl Hook for PlainHook {
         if content == high.as_bytes()
             && let Some(table) = &self.table
         {
-            for (row, values) in (0..).zip(std::mem::take(&mut self.chunk)) {
-                if self.touched.contains(values[0].as_deref().unwrap_or_default()) {
-                    continue;
+            let mut rows = ReadRows::new(2);
+            for values in std::mem::take(&mut self.chunk) {
+                if !self.touched.contains(values[0].as_deref().unwrap_or_default()) {
+                    rows.push(values.iter().map(Option::as_deref));
                 }
-                let id = format!("e{}-bplain-public.t-0.0-{row}", self.epoch);
-                let as_of = Position::new(at.epoch, at.commit_lsn, 0);
-                let read = ReadRow { table: table.clone(), id, values: values.into(), scope: None, gone: false, as_of, row };
-                self.out.push_back(Write::Row(read));
             }
+            let (count, name) = (rows.len() as u32, "public.t".to_owned());
+            let first = ReadId { epoch: self.epoch, job: "plain".to_owned(), table: name, chunk: 0, attempt: 0, row: 0 };
+            let as_of = Position::new(at.epoch, at.commit_lsn, 0);
+            let chunk = Arc::new(ReadChunk::new(table.clone(), Arc::new(rows), None, first, as_of));
+            self.out.extend((0..count).map(|row| Write::Row(ReadRow { chunk: chunk.clone(), row, gone: false })));
             *self.finished.lock().expect("not poisoned") = true;
         }
     }

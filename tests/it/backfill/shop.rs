@@ -28,13 +28,25 @@ pub(super) struct Plan<'a> {
     pub(super) more: &'a str,
     /// Whether a connector delivers.
     pub(super) delivers: bool,
+    /// Whether its rows have the columns of an order's item: what most rows of a point of sale are.
+    pub(super) wide: bool,
+    /// More keys of a RabbitMQ journal.
+    pub(super) rabbitmq: &'a str,
 }
 
 impl<'a> Plan<'a> {
     pub(super) fn new(name: &'a str, rows: u32) -> Plan<'a> {
-        Plan { name, rows, broker: None, more: "", delivers: true }
+        Plan { name, rows, broker: None, more: "", delivers: true, wide: false, rabbitmq: "" }
     }
 }
+
+/// Columns of an order's item beside those of every item, and their values.
+const WIDE: (&str, &str) = (
+    ", order_id bigint NOT NULL, location_id integer NOT NULL, quantity numeric(10,3) NOT NULL, tax_rate numeric(5,4) NOT NULL, \
+     modifiers jsonb, note text, voided boolean NOT NULL, created_at timestamptz NOT NULL",
+    ", n / 3, n % 40, 1 + n % 3, 0.19, CASE WHEN n % 5 = 0 THEN '{\"add\": [\"oat milk\"]}'::jsonb END, CASE WHEN n % 7 = 0 THEN 'no onions, please' END, \
+     n % 50 = 0, now() - n * interval '1 s'",
+);
 
 impl Shop {
     pub(super) async fn new(server: &Postgres, plan: Plan<'_>) -> Shop {
@@ -42,11 +54,15 @@ impl Shop {
         let pos = Database::empty(server, plan.name).await;
         let target = Database::empty(server, &format!("{}_target", plan.name)).await;
         let client = pos.connect().await;
+        let (columns, values) = match plan.wide {
+            true => (WIDE.0, WIDE.1),
+            false => ("", ""),
+        };
         client
             .batch_execute(&format!(
                 "CREATE SEQUENCE changes;
-                 CREATE TABLE item (id bigint PRIMARY KEY, v bigint NOT NULL, name text, price numeric(10,2), updated_at timestamptz NOT NULL DEFAULT now());
-                 INSERT INTO item SELECT n, nextval('changes'), 'item ' || n, n / 100.0, now() FROM generate_series(1, {}) n;
+                 CREATE TABLE item (id bigint PRIMARY KEY, v bigint NOT NULL, name text, price numeric(10,2), updated_at timestamptz NOT NULL DEFAULT now(){columns});
+                 INSERT INTO item SELECT n, nextval('changes'), 'item ' || n, n / 100.0, now(){values} FROM generate_series(1, {}) n;
                  CREATE INDEX item_updated_at ON item (updated_at);
                  CREATE PUBLICATION p FOR TABLE item",
                 plan.rows
@@ -66,7 +82,7 @@ impl Shop {
             .await
             .expect("a target");
         let journal = match plan.broker {
-            Some(broker) => format!("rabbitmq: {{urls: [\"{}/%2f\"], stream: {}, partitions: 2}}", broker.url, pos.name),
+            Some(broker) => format!("rabbitmq: {{urls: [\"{}/%2f\"], stream: {}, partitions: 2{}}}", broker.url, pos.name, plan.rabbitmq),
             None => "local: {dir: journal, partitions: 2}".to_owned(),
         };
         let connectors = if plan.delivers { "connectors: [stock.yaml]\n" } else { "" };

@@ -28,11 +28,11 @@ async fn copy_seconds(server: &Postgres, shop: &Shop) -> f64 {
     began.elapsed().as_secs_f64()
 }
 
-async fn throughput(kind: &str, broker: Option<&RabbitMq>, wanted: f64) {
+async fn throughput(kind: &str, broker: Option<&RabbitMq>, rabbitmq: &str, wanted: f64) {
     let server = Postgres::shared().await;
     let rows = Level::pick(20_000, 100_000, 2_000_000_u32);
     let rounds = Level::pick(1, 1, 3);
-    let shop = Shop::new(server, Plan { broker, delivers: false, ..Plan::new("speed", rows) }).await;
+    let shop = Shop::new(server, Plan { broker, rabbitmq, delivers: false, wide: true, ..Plan::new("speed", rows) }).await;
     let running = shop.run();
     running.ready().await;
     copy_seconds(server, &shop).await;
@@ -67,12 +67,13 @@ async fn throughput(kind: &str, broker: Option<&RabbitMq>, wanted: f64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_a_second_into_rabbitmq_beside_copy() {
-    throughput("rabbitmq", Some(RabbitMq::shared().await), 0.5).await;
+    throughput("rabbitmq", Some(RabbitMq::shared().await), "", 0.0).await;
+    throughput("rabbitmq, lz4", Some(RabbitMq::shared().await), ", compression: lz4", 0.5).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_a_second_into_a_local_journal_beside_copy() {
-    throughput("local", None, 0.0).await;
+    throughput("local", None, "", 0.0).await;
 }
 
 /// Milliseconds between commit and arrival of each live event, read from the journal until told to stop.
@@ -114,7 +115,7 @@ async fn live_events_beside_a_backfill_at_full_speed() {
     let broker = RabbitMq::shared().await;
     let rows = Level::pick(20_000, 50_000, 2_000_000_u32);
     let seconds = Level::pick(1, 2, 15);
-    let shop = Shop::new(server, Plan { broker: Some(broker), delivers: false, ..Plan::new("live", rows) }).await;
+    let shop = Shop::new(server, Plan { broker: Some(broker), delivers: false, wide: true, ..Plan::new("live", rows) }).await;
     // One partition: what is measured must not be split.
     let path = shop.dir.join("tillstream.yaml");
     let text = std::fs::read_to_string(&path).expect("readable").replace("partitions: 2", "partitions: 1");

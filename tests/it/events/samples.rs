@@ -1,13 +1,14 @@
 //! One event for every operation and trap, made from the server's messages: what `schemas/examples/` holds.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tillstream::capture::encode::{self, Row, TxContext};
-use tillstream::capture::hook::ReadRow;
 use tillstream::capture::pgoutput::{Message, parse};
+use tillstream::capture::read_rows::{ReadChunk, ReadRow, ReadRows};
 use tillstream::capture::relations::Relations;
 use tillstream::config::SourceTable;
-use tillstream_schemas::{Lsn, Position};
+use tillstream_schemas::{EventId, Lsn, Position};
 
 use crate::pgoutput_writer::{self as write, Column, Old, Value, column};
 
@@ -231,10 +232,13 @@ fn others(server: &mut Server) {
     server.send(&["event-message-outside"], &write::message(false, COMMIT, "till/ping", b""));
     let table = server.relations.get(ITEM).expect("described").table.clone();
     let values = ["7", "42", "Espresso", "1", "2.80", "f", "2026-11-22 09:59:59+00", ""];
-    let mut values: Vec<Option<String>> = values.iter().map(|v| Some((*v).to_owned())).collect();
-    values[7] = None;
-    let id = "e1-binitial-public.order_item-12.0-44".to_owned();
-    let read = ReadRow { table, id, values: values.into(), scope: None, gone: false, as_of: Position::new(1, Lsn(0x16_B3800), 0), row: 44 };
+    let mut rows = ReadRows::new(values.len());
+    for _ in 0..=44 {
+        rows.push(values.iter().enumerate().map(|(at, value)| (at != 7).then_some(*value)));
+    }
+    let EventId::Read(id) = "e1-binitial-public.order_item-12.0-44".parse().expect("an id") else { unreachable!("a row's id") };
+    let chunk = ReadChunk::new(table, Arc::new(rows), None, id, Position::new(1, Lsn(0x16_B3800), 0));
+    let read = ReadRow { chunk: Arc::new(chunk), row: 44, gone: false };
     let mut body = Vec::new();
     encode::read(&mut body, &read);
     server.samples.push(Sample { name: "event-read", body });

@@ -5,10 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tillstream::capture::hook::{HandOver, Hook, Hooks, ReadRow, Write};
+use tillstream::capture::hook::{HandOver, Hook, Hooks, Write};
 use tillstream::capture::pgoutput::Tuple;
+use tillstream::capture::read_rows::{ReadChunk, ReadRow, ReadRows};
 use tillstream::capture::relations::{ColumnSpec, TableOptions, table_schema};
 use tillstream::control::{Cursor, Record, State};
+use tillstream_schemas::event_id::ReadId;
 use tillstream_schemas::table::Identity;
 use tillstream_schemas::{Lsn, Position, TableSchema};
 use tokio::time::{Sleep, sleep};
@@ -59,16 +61,22 @@ struct Load {
 
 impl Load {
     fn hand_over(&mut self) {
-        let number = self.dice.within(1, 1 << 40);
+        let chunk = self.dice.within(1, 1 << 31) as u32;
+        let number = u64::from(chunk);
         let as_of = Position::new(self.epoch, self.at, 0);
         let rows = self.dice.within(1, 6) as u32;
+        let mut values = ReadRows::new(2);
+        for _ in 0..rows {
+            let note = "y".repeat(if self.dice.chance(5) { 5_000 } else { 30 });
+            values.push([Some(self.dice.within(1, 12).to_string().as_str()), Some(&note)]);
+        }
+        let table = "public.orders".to_owned();
+        let first = ReadId { epoch: self.epoch, job: "model".to_owned(), table, chunk, attempt: 0, row: 0 };
+        let chunk = Arc::new(ReadChunk::new(self.table.clone(), Arc::new(values), None, first, as_of));
         let mut ids = Vec::new();
         for row in 0..rows {
-            let id = format!("e{}-bmodel-public.orders-{number}.0-{row}", self.epoch);
-            ids.push(id.clone());
-            let note = "y".repeat(if self.dice.chance(5) { 5_000 } else { 30 });
-            let values = vec![Some(self.dice.within(1, 12).to_string()), Some(note)];
-            let read = ReadRow { table: self.table.clone(), id, values: values.into(), scope: None, gone: false, as_of, row };
+            let read = ReadRow { chunk: chunk.clone(), row, gone: false };
+            ids.push(read.id());
             self.queue.push_back(Write::Row(read));
         }
         self.checker.promised(number, ids);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Duration, Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use super::chunk;
@@ -24,6 +24,13 @@ const AHEAD_BYTES: usize = 4 << 20;
 
 /// The most chunks under way: live chunks are small, and one round trip for each would be slow.
 const AHEAD_CHUNKS: usize = 32;
+
+/// A stream that seems to end before what was read of it is asked again for so long: a node that comes back says for a moment that nothing is
+/// confirmed, as if the stream were empty.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is asked meanwhile.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 pub(super) struct RabbitReader {
     deliveries: mpsc::Receiver<Result<Delivery, JournalError>>,
@@ -128,7 +135,7 @@ impl Task {
             };
             let (delay, error) = patience.judge(error)?;
             warn!(stream = %self.stream, error = %error, delay_ms = delay.as_millis(), "journal connection lost; reading will go on where it was");
-            tokio::time::sleep(delay).await;
+            sleep(delay).await;
             connected = attach(&self.broker, &self.stream, &mut self.place).await;
         }
     }
@@ -245,12 +252,18 @@ async fn check_inside(broker: &SharedBroker, connection: &mut Connection, stream
         return Ok(());
     }
     // Inside or behind the last chunk; its leader knows.
-    let end = end(broker.connect_to_leader(stream).await?, stream).await?;
-    if wanted > end {
-        let why = "it was created anew, or its broker lost what it had not written to disk";
-        return Err(JournalError::Damaged(format!("stream {stream} ends at offset {}, before the wanted {}: {why}", end.0, wanted.0)));
+    let asked = Instant::now();
+    loop {
+        let end = end(broker.connect_to_leader(stream).await?, stream).await?;
+        if wanted <= end {
+            return Ok(());
+        }
+        if asked.elapsed() > END_PATIENCE {
+            let why = "it was created anew, or its broker lost what it had not written to disk";
+            return Err(JournalError::Damaged(format!("stream {stream} ends at offset {}, before the wanted {}: {why}", end.0, wanted.0)));
+        }
+        sleep(ASK_AGAIN).await;
     }
-    Ok(())
 }
 
 fn not_deleted(stats: Stats, wanted: Offset) -> Result<(), JournalError> {
@@ -269,7 +282,16 @@ pub(super) async fn end(connection: Connection, stream: &str) -> Result<Offset, 
 
 /// The last confirmed entries of a stream: those of its last batch. `connection` leads to the leader, the only one that knows the end.
 pub(super) async fn last(mut connection: Connection, stream: &str) -> Result<(Stats, Option<Chunk>), JournalError> {
-    let stats = connection.stats(stream).await?;
+    let asked = Instant::now();
+    let mut stats = connection.stats(stream).await?;
+    while stats.committed.is_none() && stats.first.or(stats.last).is_some() {
+        // Its writer has just started and has not found out yet how far its entries are confirmed.
+        if asked.elapsed() > END_PATIENCE {
+            return Err(JournalError::Unavailable(format!("stream {stream}: none of its entries is confirmed")));
+        }
+        sleep(ASK_AGAIN).await;
+        stats = connection.stats(stream).await?;
+    }
     if stats.committed.is_none() {
         connection.close().await;
         return Ok((stats, None));
