@@ -45,6 +45,7 @@ mod session;
 pub mod source;
 pub mod stats;
 pub mod tail;
+mod turns;
 mod type_names;
 mod watch;
 pub mod wire;

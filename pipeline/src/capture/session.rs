@@ -24,6 +24,7 @@ use super::opening::{self, Opened, fenced};
 use super::promise::Promises;
 use super::source::Frame;
 use super::stats::{Pressure, State, Stats};
+use super::turns::Turns;
 use super::{CaptureError, CaptureParts, Mode, Stopped};
 use crate::control::{Record, Released, now_ms};
 use crate::journal::{Log, Writer};
@@ -47,17 +48,6 @@ const BEHIND_LINGER: Duration = Duration::from_millis(50);
 /// Rows of a backfill taken in one round, in bytes: what the stream brings meanwhile waits for these, about half a
 /// millisecond.
 const HOOK_BYTES: usize = 64 << 10;
-
-/// A backfill's rows wait while more than this is unconfirmed: what the stream brings stands behind it in the journal's
-/// window. A broker's answer takes milliseconds, in which a backfill at full speed fills less than this.
-const HOOK_UNCONFIRMED_MAX: usize = 2 << 20;
-
-/// The same while the stream brings changes: what stands before a live change is confirmed within a few milliseconds, and
-/// readers that wait leave the processors to it.
-const HOOK_UNCONFIRMED_LIVE: usize = 128 << 10;
-
-/// The stream counts as bringing changes for so long after the last one.
-const LIVE_FOR: Duration = Duration::from_secs(1);
 
 /// How often a run that waits to be caught up asks the server where it is.
 const CAUGHT_UP_POLL: Duration = Duration::from_millis(200);
@@ -128,8 +118,8 @@ struct Streaming {
     behind: bool,
     /// The hook may have more rows to write.
     hook_has_more: bool,
-    /// Change events so far, and when the last one came.
-    live: (u64, Option<Instant>),
+    /// Whether rows of a backfill may be written.
+    turns: Turns,
     /// When the oldest byte entered a batch that has not been cut.
     gathering_since: Option<Instant>,
     /// A batch could not be handed over before the stop's deadline: nothing may follow it.
@@ -154,7 +144,7 @@ impl Streaming {
             reply: false,
             behind: false,
             hook_has_more: false,
-            live: (0, None),
+            turns: Turns::default(),
             gathering_since: None,
             gave_up: false,
             promises,
@@ -171,12 +161,10 @@ impl Streaming {
                 return Ok(());
             }
             let now = Instant::now();
-            let events = stats.events.load(Relaxed);
-            if events != self.live.0 {
-                self.live = (events, Some(now));
-            }
-            if self.hook_may_write() {
+            self.turns.events(stats.events.load(Relaxed), now);
+            if self.hook_may_write(now) {
                 self.hook_has_more = self.intake.take_from_hook(HOOK_BYTES);
+                self.turns.wrote(now, self.intake.appender.required());
             }
             // Behind the hook: a record of its that waits for nothing goes out at once.
             self.confirm(now);
@@ -184,7 +172,7 @@ impl Streaming {
             self.behind = received >= BEHIND_BYTES;
             stats.behind.store(self.behind, Relaxed);
             // A backfill fills its batches; what the stream brought goes out with what is there.
-            let gathers = self.behind || (self.hook_has_more && received == 0);
+            let gathers = self.behind || (self.hook_has_more && received == 0 && !self.turns.is_live(now));
             if !gathers || now - *self.gathering_since.get_or_insert(now) >= BEHIND_LINGER {
                 self.intake.appender.cut_all();
                 self.gathering_since = None;
@@ -264,12 +252,10 @@ impl Streaming {
     }
 
     /// Whether rows of a backfill may be written now.
-    fn hook_may_write(&mut self) -> bool {
-        let is_live = self.live.1.is_some_and(|at| at.elapsed() < LIVE_FOR);
-        let unconfirmed_max = if is_live { HOOK_UNCONFIRMED_LIVE } else { HOOK_UNCONFIRMED_MAX };
+    fn hook_may_write(&mut self, now: Instant) -> bool {
         !self.gave_up
             && !self.intake.appender.in_transaction()
-            && self.writer.unconfirmed_bytes() < unconfirmed_max
+            && self.turns.may_write(now, self.writer.unconfirmed_bytes())
             && self.intake.hook().is_some()
     }
 
@@ -328,6 +314,7 @@ impl Streaming {
     fn confirm(&mut self, now: Instant) {
         let (writer, logs) = (&self.writer, &self.logs);
         self.intake.confirm(now, |log| writer.confirmed(logs[log]));
+        self.turns.confirm(now, |log| writer.confirmed(logs[log]));
         self.parts.stats.unconfirmed_bytes.store(writer.unconfirmed_bytes() as u64, Relaxed);
     }
 
@@ -419,6 +406,7 @@ impl Streaming {
             self.target.map(|_| sent_at + CAUGHT_UP_POLL),
             self.link.deadline().map(|at| if at > now { at } else { now + ACKNOWLEDGE_INTERVAL }),
             self.gathering_since.map(|since| since + BEHIND_LINGER),
+            self.turns.due(now).filter(|_| self.hook_has_more),
         ];
         due.into_iter().flatten().min().unwrap_or(sent_at)
     }
@@ -436,7 +424,7 @@ impl Streaming {
         let due = self.due();
         let token = self.intake.appender.run().token;
         let between = !self.intake.appender.in_transaction();
-        let (more, may_write) = (self.hook_has_more, self.hook_may_write());
+        let (more, may_write) = (self.hook_has_more, self.hook_may_write(Instant::now()));
         let mut hook = self.intake.hook().filter(|_| between && !more);
         tokio::select! {
             biased;
