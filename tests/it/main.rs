@@ -18,6 +18,7 @@ mod pgoutput_writer;
 mod policies;
 mod schema;
 mod slot;
+mod streaming;
 mod tidy;
 mod types;
 mod wire;

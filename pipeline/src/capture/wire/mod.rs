@@ -60,6 +60,7 @@ impl PgSource {
                 slot: source.slot.clone(),
                 publication: source.publication.clone(),
                 allow_weak_auth: source.allow_weak_auth,
+                streaming: source.streaming.on,
             },
         }
     }

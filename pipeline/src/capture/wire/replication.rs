@@ -89,6 +89,8 @@ pub(super) struct Names {
     pub(super) slot: String,
     pub(super) publication: String,
     pub(super) allow_weak_auth: bool,
+    /// Large transactions come before they commit (protocol version 2).
+    pub(super) streaming: bool,
 }
 
 /// What the server reports about itself at start-up.
@@ -240,8 +242,9 @@ impl PgReplication {
     async fn begin(&mut self) -> Result<(), CaptureError> {
         // Logical messages carry the backfill's watermarks; PostgreSQL 13 and before cannot send them.
         let messages = if self.parameters.major >= 14 { ", messages 'true'" } else { "" };
+        let (version, streaming) = if self.names.streaming { (2, ", streaming 'on'") } else { (1, "") };
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}{messages})",
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '{version}', publication_names {}{messages}{streaming})",
             identifier(&self.names.slot),
             literal(&identifier(&self.names.publication)),
         );

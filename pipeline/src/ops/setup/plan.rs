@@ -355,6 +355,7 @@ mod tests {
             initial_load: false,
             allow_weak_auth: false,
             columns: Default::default(),
+            streaming: Default::default(),
         }
     }
 
