@@ -14,6 +14,7 @@ mod identity;
 mod matrix;
 mod model;
 mod mutations;
+mod origin;
 mod pgoutput_writer;
 mod policies;
 mod schema;

@@ -45,6 +45,7 @@ pub(crate) fn intake() -> Intake {
         allow_weak_auth: false,
         columns: Default::default(),
         streaming: Default::default(),
+        origin: Default::default(),
     };
     let settings = Settings {
         pipeline: "test".to_owned(),

@@ -128,6 +128,18 @@ pub struct Source {
     pub columns: ColumnRules,
     /// Whether large transactions come before they commit.
     pub streaming: Streaming,
+    /// Whose changes are captured.
+    pub origin: Origin,
+}
+
+/// Whose changes are captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Origin {
+    /// Everybody's.
+    #[default]
+    Any,
+    /// Only those made on this server: none that it replicated from another one.
+    None,
 }
 
 /// Whether the server sends large transactions before they commit, and what they may take here until then.

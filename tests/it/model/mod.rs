@@ -95,6 +95,7 @@ fn settings(world: &World) -> Settings {
             allow_weak_auth: false,
             columns: Default::default(),
             streaming: Default::default(),
+            origin: Default::default(),
         },
         primary_keys: HashMap::new(),
         oids: HashMap::new(),

@@ -112,5 +112,6 @@ pub(super) fn source(url: &str) -> Source {
         allow_weak_auth: false,
         columns: Default::default(),
         streaming: Default::default(),
+        origin: Default::default(),
     }
 }

@@ -5,6 +5,7 @@ use tillstream_schemas::table::Identity;
 use super::facts::{Facts, LONG_TRANSACTIONS, PREPARED, ROLE, SETTINGS, USED};
 use super::{Finding, Severity};
 use crate::capture::catalog::{PublicationFacts, SlotFacts, TableFacts, identifier, identity_warning, literal};
+use crate::capture::wire::{ORIGIN_MAJOR, origin_unsupported};
 use crate::config;
 
 /// The newest major version that Tillstream is tested with.
@@ -74,6 +75,7 @@ pub fn judge(source: &config::Source, facts: &Facts) -> Vec<Finding> {
     identities(&mut found, facts);
     wal_limits(&mut found, facts);
     server(&mut found, facts);
+    origin(&mut found, source, facts);
     head_room(&mut found, facts);
     publication(&mut found, source, facts);
     slot(&mut found, source, facts);
@@ -256,6 +258,18 @@ fn server(found: &mut Findings, facts: &Facts) {
             },
             "nothing, if all text is known to convert",
         );
+    }
+}
+
+/// Whether the server can leave out what it replicated from elsewhere, where that is asked for.
+fn origin(found: &mut Findings, source: &config::Source, facts: &Facts) {
+    if source.origin == config::Origin::Any {
+        return;
+    }
+    if facts.server.major() < ORIGIN_MAJOR.cast_signed() {
+        found.0.push(Finding { evidence: "SELECT version()", ..Finding::failed(&origin_unsupported(&facts.server.version)) });
+    } else {
+        found.ok("capture.origin_unsupported", "the server tells its own changes from replicated ones");
     }
 }
 

@@ -356,6 +356,7 @@ mod tests {
             allow_weak_auth: false,
             columns: Default::default(),
             streaming: Default::default(),
+            origin: Default::default(),
         }
     }
 
