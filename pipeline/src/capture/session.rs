@@ -140,6 +140,8 @@ impl Streaming {
         let Opened { link, writer, control, intake, promises } = opened;
         let streaming = parts.settings.source.streaming;
         let streamed = streaming.on.then(|| Streamed::new(&std::env::temp_dir(), streaming.spool_max));
+        // Whatever an earlier session held is gone.
+        parts.stats.spool_bytes.store(0, Relaxed);
         let logs = (0..intake.appender.partitions()).map(Log::Data).chain([Log::Control]).collect();
         Streaming {
             parts: parts.clone(),
@@ -272,6 +274,9 @@ impl Streaming {
         }
         Stats::time(&stats.encode_ns, began.elapsed());
         self.intake.publish_counts();
+        if let Some(streamed) = &self.streamed {
+            stats.spool_bytes.store(streamed.held(), Relaxed);
+        }
         Ok(received)
     }
 
