@@ -15,6 +15,7 @@ use tillstream::capture::appender::{Appender, Run, Tail};
 use tillstream::capture::intake::Intake;
 use tillstream::capture::progress::Progress;
 use tillstream::capture::source::{Frame, Replication};
+use tillstream::capture::streamed::Streamed;
 use tillstream::capture::wire::PgSource;
 use tillstream::capture::{CaptureError, Settings};
 use tillstream::config::{HoldBack, Source, SourceTable};
@@ -28,7 +29,7 @@ use crate::pgoutput_writer::{self as write, Old, Value, column};
 /// The tables of the corpus and of the recording.
 const TABLES: [&str; 5] = ["t", "u", "f", "k", "s"];
 
-fn intake() -> Intake {
+pub(crate) fn intake() -> Intake {
     let none = HoldBack { time: Duration::ZERO, bytes: 0 };
     let table = |name: &str| SourceTable { schema: "public".to_owned(), table: name.to_owned(), partition_by: None };
     let source = Source {
@@ -43,6 +44,8 @@ fn intake() -> Intake {
         initial_load: false,
         allow_weak_auth: false,
         columns: Default::default(),
+        streaming: Default::default(),
+        origin: Default::default(),
     };
     let settings = Settings {
         pipeline: "test".to_owned(),
@@ -64,8 +67,16 @@ fn feed<'m>(messages: impl IntoIterator<Item = &'m [u8]>) -> Result<usize, Captu
     let mut intake = intake();
     let mut bytes = 0;
     let mut result = Ok(());
+    let mut streamed = None;
     for message in messages {
-        result = intake.take(message).map(|_| ());
+        // A transaction that comes in blocks was asked for; what begins otherwise is of a session that asks for none.
+        if message.first() == Some(&b'S') && streamed.is_none() {
+            streamed = Some(Streamed::new(&std::env::temp_dir(), 64 << 20));
+        }
+        result = match &mut streamed {
+            Some(streamed) => crate::streaming::take(streamed, &mut intake, message),
+            None => intake.take(message),
+        };
         if result.is_err() {
             break;
         }
@@ -206,9 +217,63 @@ fn the_corpus_is_refused_with_a_code() {
         ("an origin without its end", vec![begin.clone(), cut(&write::origin(at, "berlin"), 1)], "capture.malformed_message"),
     ];
     let mut corpus = corpus;
-    // Streamed and prepared transactions, which we do not ask for.
-    for tag in b"SEcAbPKrp" {
-        corpus.push(("a message of an option that we do not use", vec![[&[*tag][..], &[0; 40]].concat()], "capture.unexpected_message"));
+    let (start, stop) = (write::stream_start(7, true), write::stream_stop());
+    let in_block = write::in_block(7, &write::insert(1, &row));
+    let stream_commit = write::stream_commit(7, at, end, 0);
+    let streamed: [(&str, Vec<Vec<u8>>, &str); 16] = [
+        ("a block in a block", vec![start.clone(), write::stream_start(8, true)], "capture.malformed_message"),
+        ("a block that ends twice", vec![start.clone(), stop.clone(), stop.clone()], "capture.malformed_message"),
+        ("a transaction that goes on without its first block", vec![write::stream_start(7, false)], "capture.malformed_message"),
+        ("two first blocks", vec![start.clone(), stop.clone(), start.clone()], "capture.malformed_message"),
+        ("a commit inside a block", vec![start.clone(), stream_commit.clone()], "capture.malformed_message"),
+        ("a begin inside a block", vec![start.clone(), write::begin(at, 0, 9)], "capture.malformed_message"),
+        (
+            "a commit of a streamed transaction that did not begin",
+            vec![start.clone(), stop.clone(), write::stream_commit(8, at, end, 0)],
+            "capture.malformed_message",
+        ),
+        (
+            "a commit of one that was rolled back",
+            vec![start.clone(), stop.clone(), write::stream_abort(7, 7), stream_commit.clone()],
+            "capture.malformed_message",
+        ),
+        ("a part of nothing rolled back", vec![start.clone(), stop.clone(), write::stream_abort(8, 9)], "capture.malformed_message"),
+        ("a transaction without number", vec![write::stream_start(0, true)], "capture.malformed_message"),
+        ("a mark that is neither yes nor no", vec![with(start.clone(), 5, &[2])], "capture.malformed_message"),
+        ("bytes behind the end of a block", vec![start.clone(), vec![b'E', 0]], "capture.malformed_message"),
+        ("an abort without its part", vec![start.clone(), stop.clone(), cut(&write::stream_abort(7, 8), 1)], "capture.malformed_message"),
+        (
+            "a row of a table that nobody described",
+            vec![start.clone(), in_block.clone(), stop.clone(), stream_commit.clone()],
+            "capture.malformed_message",
+        ),
+        (
+            "a row cut off behind its number",
+            vec![start.clone(), write::in_block(7, &known), in_block[..7].to_vec(), stop.clone(), stream_commit.clone()],
+            "capture.malformed_message",
+        ),
+        (
+            "messages of which some may be void",
+            vec![
+                start.clone(),
+                write::in_block(7, &write::message(true, at, "m", b"abc")),
+                stop.clone(),
+                write::stream_abort(7, 8),
+                stream_commit.clone(),
+            ],
+            "capture.streamed_message",
+        ),
+    ];
+    corpus.extend(streamed);
+    let well = [start, write::in_block(7, &known), in_block, stop, stream_commit];
+    assert!(feed(well.iter().map(Vec::as_slice)).expect("a good streamed transaction") > 0);
+    // Prepared transactions, which we do not ask for, and streamed ones where they were not asked for.
+    for tag in b"EcAbPKrp" {
+        corpus.push((
+            "a message of an option that was not asked for",
+            vec![[&[*tag][..], &[0; 40]].concat()],
+            "capture.unexpected_message",
+        ));
     }
     for (what, messages, code) in &corpus {
         let error = feed(messages.iter().map(Vec::as_slice)).err().unwrap_or_else(|| panic!("{what}: taken"));
@@ -308,6 +373,30 @@ async fn record() -> Vec<Vec<Vec<u8>>> {
     transactions
 }
 
+/// A transaction as it comes before it commits.
+fn in_blocks(messages: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let Some((begin, rest)) = messages.split_first() else { return Vec::new() };
+    let Some((commit, changes)) = rest.split_last() else { return Vec::new() };
+    let number = |bytes: &[u8], at: usize| bytes[at..].first_chunk::<8>().map_or(0, |b| u64::from_be_bytes(*b));
+    let xid = (number(begin, 13) & u64::from(u32::MAX)) as u32;
+    let has_messages = changes.iter().any(|m| m[0] == b'M');
+    let (first, second) = changes.split_at(changes.len() / 2);
+    let mut blocks = vec![write::stream_start(xid, true)];
+    blocks.extend(first.iter().map(|m| write::in_block(xid, m)));
+    blocks.extend([write::stream_stop(), write::stream_start(xid, false)]);
+    blocks.extend(second.iter().map(|m| write::in_block(xid, m)));
+    blocks.push(write::in_block(xid + 1, &write::insert(1, &[])));
+    blocks.push(write::stream_stop());
+    if !has_messages {
+        blocks.push(write::stream_abort(xid, xid + 1));
+    } else {
+        blocks.truncate(blocks.len() - 2);
+        blocks.push(write::stream_stop());
+    }
+    blocks.push(write::stream_commit(xid, Lsn(number(commit, 2)), Lsn(number(commit, 10)), number(commit, 18).cast_signed()));
+    blocks
+}
+
 fn alter(bytes: &mut Vec<u8>, donor: &[u8], random: &mut SmallRng) {
     let at = random.random_range(0..bytes.len().max(1));
     match random.random_range(0..9) {
@@ -352,6 +441,10 @@ fn in_a_process_of_its_own() {
     let transactions: Vec<Vec<Vec<u8>>> = serde_json::from_slice(&bytes).expect("a recording");
     let wanted: u64 = variable("TILLSTREAM_MUTATIONS").parse().expect("a number");
     let mut random = SmallRng::seed_from_u64(variable("TILLSTREAM_SEED").parse().expect("a number"));
+    // Each of them once more in two blocks, with a part that is rolled back.
+    let mut transactions = transactions;
+    let streamed: Vec<_> = transactions.iter().filter(|messages| messages[0][0] == b'B').map(|messages| in_blocks(messages)).collect();
+    transactions.extend(streamed);
     let frames: Vec<&Vec<u8>> = transactions.iter().flatten().collect();
     for transaction in &transactions {
         feed(transaction.iter().map(Vec::as_slice)).expect("the recording itself is sound");

@@ -1,4 +1,4 @@
-//! Writes pgoutput messages (protocol 1), for tests that play the server: the seeded model, golden events, properties.
+//! Writes pgoutput messages (protocols 1 and 2), for tests that play the server: the seeded model, golden events, properties.
 //!
 //! The inverse of `tillstream::capture::pgoutput`, written from the protocol's documentation and kept apart from it.
 
@@ -175,5 +175,35 @@ pub(crate) fn message(transactional: bool, lsn: Lsn, prefix: &str, content: &[u8
     let mut w = Writer::new(b'M').u8(u8::from(transactional)).u64(lsn.0).string(prefix.as_bytes());
     w = w.u32(u32::try_from(content.len()).expect("a test's message is small"));
     w.0.extend_from_slice(content);
+    w.0
+}
+
+/// A block of a transaction that is not committed yet begins.
+pub(crate) fn stream_start(xid: u32, first: bool) -> Vec<u8> {
+    Writer::new(b'S').u32(xid).u8(u8::from(first)).0
+}
+
+/// The block ends.
+pub(crate) fn stream_stop() -> Vec<u8> {
+    Writer::new(b'E').0
+}
+
+/// A transaction that came in blocks commits.
+pub(crate) fn stream_commit(xid: u32, commit_lsn: Lsn, end_lsn: Lsn, commit_time: i64) -> Vec<u8> {
+    Writer::new(b'c').u32(xid).u8(0).u64(commit_lsn.0).u64(end_lsn.0).u64(commit_time.cast_unsigned()).0
+}
+
+/// A part of a transaction that came in blocks is rolled back; all of it when both numbers are the same.
+pub(crate) fn stream_abort(xid: u32, subxid: u32) -> Vec<u8> {
+    Writer::new(b'A').u32(xid).u32(subxid).0
+}
+
+/// A message as it stands in a block.
+pub(crate) fn in_block(xid: u32, message: &[u8]) -> Vec<u8> {
+    if message[0] == b'O' {
+        return message.to_vec();
+    }
+    let mut w = Writer::new(message[0]).u32(xid);
+    w.0.extend_from_slice(&message[1..]);
     w.0
 }

@@ -510,7 +510,7 @@ fn too_large(position: Position, partition: u16, bytes: usize, limit: usize) -> 
     }
 }
 
-fn contradiction(what: &str) -> CaptureError {
+pub(super) fn contradiction(what: &str) -> CaptureError {
     CaptureError::Definite {
         code: "capture.malformed_message",
         what: format!("the replication stream contradicts itself: {what}"),

@@ -43,7 +43,9 @@ pub mod read_rows;
 pub mod relations;
 mod session;
 pub mod source;
+mod spool;
 pub mod stats;
+pub mod streamed;
 pub mod tail;
 mod turns;
 mod type_names;
@@ -210,6 +212,9 @@ pub enum CaptureError {
         /// The rival's token.
         token: u32,
     },
+    /// A file of transactions that are not committed yet failed.
+    #[error("spool unavailable: {0}")]
+    Spool(String),
     /// The journal failed.
     #[error(transparent)]
     Journal(#[from] crate::journal::JournalError),
@@ -235,6 +240,7 @@ impl CaptureError {
             CaptureError::Unavailable(_)
             | CaptureError::NotAccepting(_)
             | CaptureError::SlotActive { .. }
+            | CaptureError::Spool(_)
             | CaptureError::EpochBegan { .. }
             | CaptureError::Fenced { .. } => true,
             CaptureError::Journal(e) => e.is_transient(),
@@ -250,6 +256,7 @@ impl CaptureError {
             CaptureError::EpochBegan { .. } => "capture.epoch_began",
             CaptureError::SlotActive { .. } => "capture.slot_active",
             CaptureError::Fenced { .. } => "capture.fenced",
+            CaptureError::Spool(_) => "capture.spool_failed",
             CaptureError::Journal(e) => e.code(),
             CaptureError::Definite { code, .. } => code,
         }

@@ -1,4 +1,4 @@
-//! pgoutput, protocol version 1, as pure functions over borrowed bytes.
+//! pgoutput, protocol versions 1 and 2, as pure functions over borrowed bytes.
 //!
 //! Owns the grammar of the messages; never keeps state, so the order of messages (a row outside a transaction, a row
 //! of an unknown relation) is judged by the session. Parsing copies and allocates nothing: names, contents and column
@@ -188,6 +188,45 @@ impl<'a> TupleValue<'a> {
     }
 }
 
+/// What stands around the messages of a transaction that is sent before it commits (protocol version 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamMessage {
+    /// A block of messages of this transaction begins.
+    Start {
+        /// The transaction.
+        xid: u32,
+        /// Whether it is its first block.
+        first: bool,
+    },
+    /// The block ends; others may come.
+    Stop,
+    /// The transaction commits.
+    Commit {
+        /// The transaction.
+        xid: u32,
+        /// Where and when.
+        commit: Commit,
+    },
+    /// The transaction, or a part of it, is rolled back.
+    Abort {
+        /// The transaction.
+        xid: u32,
+        /// The part that is void; the transaction itself when all of it is.
+        subxid: u32,
+    },
+}
+
+/// A message inside a block, without the number that it carries there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InBlock<'a> {
+    /// The (sub)transaction that it belongs to.
+    pub xid: u32,
+    /// The message's type.
+    pub tag: u8,
+    /// The message behind its type, as it would be outside a block.
+    pub body: &'a [u8],
+}
+
 /// Why bytes are not a pgoutput message that we understand. Holds no byte of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PgOutputError {
@@ -268,24 +307,100 @@ pub fn parse(bytes: &[u8]) -> Result<Message<'_>, PgOutputError> {
             Message::Delete { oid, old: r.tuple(kind)? }
         }
         b'B' => Message::Begin(Begin { final_lsn: r.lsn("begin")?, commit_time: r.i64("begin")?, xid: r.u32("begin")? }),
-        b'C' => {
-            if r.u8("commit")? != 0 {
-                return Err(PgOutputError::Invalid("flags of a commit"));
-            }
-            Message::Commit(Commit { commit_lsn: r.lsn("commit")?, end_lsn: r.lsn("commit")?, commit_time: r.i64("commit")? })
-        }
+        b'C' => Message::Commit(r.commit()?),
         b'R' => Message::Relation(r.relation()?),
         b'T' => Message::Truncate(r.truncate()?),
         b'M' => Message::Message(r.logical_message()?),
         b'O' => Message::Origin { commit_lsn: r.lsn("origin")?, name: r.string("origin's name")? },
         b'Y' => Message::Type { oid: r.u32("type")?, namespace: r.string("type's namespace")?, name: r.string("type's name")? },
-        // Streamed (S E c A) and two-phase (b P K r p) transactions come only when asked for.
+        // Two-phase transactions (b P K r p) come only when asked for; streamed ones (S E c A) too, and they are taken before.
         b'S' | b'E' | b'c' | b'A' | b'b' | b'P' | b'K' | b'r' | b'p' => return Err(PgOutputError::NotAskedFor(tag)),
         other => return Err(PgOutputError::Unknown(other)),
     };
     match r.0.len() {
         0 => Ok(message),
         n => Err(PgOutputError::Trailing(n)),
+    }
+}
+
+/// Parses a message about a streamed transaction; `None` when it is any other message.
+///
+/// # Errors
+/// Every way in which the bytes are not exactly one such message.
+pub fn parse_stream(bytes: &[u8]) -> Result<Option<StreamMessage>, PgOutputError> {
+    let Some((&tag, rest)) = bytes.split_first() else { return Err(PgOutputError::Truncated("message type")) };
+    let mut r = Cursor(rest);
+    let message = match tag {
+        b'S' => {
+            let xid = r.xid("start of a block")?;
+            let first = match r.u8("start of a block")? {
+                n @ (0 | 1) => n == 1,
+                _ => return Err(PgOutputError::Invalid("mark of a first block")),
+            };
+            StreamMessage::Start { xid, first }
+        }
+        b'E' => StreamMessage::Stop,
+        b'c' => {
+            let xid = r.xid("commit of a streamed transaction")?;
+            StreamMessage::Commit { xid, commit: r.commit()? }
+        }
+        b'A' => StreamMessage::Abort { xid: r.xid("abort of a streamed transaction")?, subxid: r.xid("abort of a streamed transaction")? },
+        _ => return Ok(None),
+    };
+    match r.0.len() {
+        0 => Ok(Some(message)),
+        n => Err(PgOutputError::Trailing(n)),
+    }
+}
+
+/// Splits the number of the (sub)transaction from a message inside a block. `None` for an Origin, which carries none. What is
+/// behind the number is not looked at.
+///
+/// # Errors
+/// The message is of a type that does not stand in a block, or ends early.
+pub fn parse_in_block(bytes: &[u8]) -> Result<Option<InBlock<'_>>, PgOutputError> {
+    let Some((&tag, rest)) = bytes.split_first() else { return Err(PgOutputError::Truncated("message type")) };
+    match tag {
+        b'I' | b'U' | b'D' | b'T' | b'R' | b'Y' | b'M' => {
+            let mut r = Cursor(rest);
+            let xid = r.xid("message of a streamed transaction")?;
+            Ok(Some(InBlock { xid, tag, body: r.0 }))
+        }
+        b'O' => Ok(None),
+        b'B' | b'C' => Err(PgOutputError::Invalid("message inside a block of a streamed transaction")),
+        b'b' | b'P' | b'K' | b'r' | b'p' => Err(PgOutputError::NotAskedFor(tag)),
+        other => Err(PgOutputError::Unknown(other)),
+    }
+}
+
+/// The tables whose rows a message holds. Empty for other messages, and for what [`parse`] would refuse.
+pub fn tables_of(message: &[u8]) -> impl Iterator<Item = u32> {
+    let oids = match message {
+        [b'I' | b'U' | b'D', rest @ ..] => rest.get(..4),
+        [b'T', rest @ ..] => rest.get(5..),
+        _ => None,
+    };
+    let (oids, _) = oids.unwrap_or_default().as_chunks::<4>();
+    oids.iter().map(|oid| u32::from_be_bytes(*oid))
+}
+
+impl Begin {
+    /// Writes the message that [`parse`] reads.
+    pub fn write(&self, to: &mut Vec<u8>) {
+        to.push(b'B');
+        to.extend_from_slice(&self.final_lsn.0.to_be_bytes());
+        to.extend_from_slice(&self.commit_time.to_be_bytes());
+        to.extend_from_slice(&self.xid.to_be_bytes());
+    }
+}
+
+impl Commit {
+    /// Writes the message that [`parse`] reads.
+    pub fn write(&self, to: &mut Vec<u8>) {
+        to.extend_from_slice(&[b'C', 0]);
+        to.extend_from_slice(&self.commit_lsn.0.to_be_bytes());
+        to.extend_from_slice(&self.end_lsn.0.to_be_bytes());
+        to.extend_from_slice(&self.commit_time.to_be_bytes());
     }
 }
 
@@ -341,6 +456,21 @@ impl<'a> Cursor<'a> {
         let text = self.take(n, what)?;
         self.take(1, what)?;
         Ok(text)
+    }
+
+    /// A transaction's number; zero is none.
+    fn xid(&mut self, what: &'static str) -> Result<u32, PgOutputError> {
+        match self.u32(what)? {
+            0 => Err(PgOutputError::Invalid("number of a transaction")),
+            xid => Ok(xid),
+        }
+    }
+
+    fn commit(&mut self) -> Result<Commit, PgOutputError> {
+        if self.u8("commit")? != 0 {
+            return Err(PgOutputError::Invalid("flags of a commit"));
+        }
+        Ok(Commit { commit_lsn: self.lsn("commit")?, end_lsn: self.lsn("commit")?, commit_time: self.i64("commit")? })
     }
 
     /// A count that the protocol sends as a signed 16-bit number.

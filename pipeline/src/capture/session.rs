@@ -24,6 +24,7 @@ use super::opening::{self, Opened, fenced};
 use super::promise::Promises;
 use super::source::Frame;
 use super::stats::{Pressure, State, Stats};
+use super::streamed::{Next, Streamed};
 use super::turns::Turns;
 use super::{CaptureError, CaptureParts, Mode, Stopped};
 use crate::control::{Record, Released, now_ms};
@@ -48,6 +49,10 @@ const BEHIND_LINGER: Duration = Duration::from_millis(50);
 /// Rows of a backfill taken in one round, in bytes: what the stream brings meanwhile waits for these, about half a
 /// millisecond.
 const HOOK_BYTES: usize = 64 << 10;
+
+/// What a round takes of a streamed transaction that has committed: some milliseconds of encoding, between which the server
+/// hears from us and the journal's confirms are taken.
+const REPLAY_BYTES: u64 = 1 << 20;
 
 /// How often a run that waits to be caught up asks the server where it is.
 const CAUGHT_UP_POLL: Duration = Duration::from_millis(200);
@@ -105,6 +110,8 @@ struct Streaming {
     writer: Box<dyn Writer>,
     control: ControlLog,
     intake: Intake,
+    /// Transactions that come before they commit, where that is asked for.
+    streamed: Option<Streamed>,
     /// The logs in the order in which the intake counts them.
     logs: Vec<Log>,
     /// Ends the session once everything up to here is stored.
@@ -130,6 +137,10 @@ struct Streaming {
 impl Streaming {
     fn new(parts: &CaptureParts, opened: Opened) -> Self {
         let Opened { link, writer, control, intake, promises } = opened;
+        let streaming = parts.settings.source.streaming;
+        let streamed = streaming.on.then(|| Streamed::new(&std::env::temp_dir(), streaming.spool_max));
+        // Whatever an earlier session held is gone.
+        parts.stats.spool_bytes.store(0, Relaxed);
         let logs = (0..intake.appender.partitions()).map(Log::Data).chain([Log::Control]).collect();
         Streaming {
             parts: parts.clone(),
@@ -137,6 +148,7 @@ impl Streaming {
             writer,
             control,
             intake,
+            streamed,
             logs,
             target: None,
             heard_at: Instant::now(),
@@ -214,11 +226,27 @@ impl Streaming {
         let mut began = Instant::now();
         let mut received = 0;
         loop {
+            if self.is_replaying() {
+                Stats::time(&stats.encode_ns, began.elapsed());
+                received += self.replay().await?;
+                began = Instant::now();
+                if self.is_replaying() || self.gave_up {
+                    break;
+                }
+            }
             match self.link.replication.next()? {
                 None => break,
                 Some(Frame::XLogData { data, .. }) => {
                     received += data.len() as u64;
-                    self.intake.take(data)?;
+                    match self.streamed.as_mut().map_or(Ok(Next::Direct), |streamed| streamed.take(data))? {
+                        Next::Direct => {
+                            while let Some(description) = self.streamed.as_mut().and_then(|streamed| streamed.needed(data)) {
+                                self.intake.take(&description)?;
+                            }
+                            self.intake.take(data)?;
+                        }
+                        Next::Kept | Next::Replay => continue,
+                    }
                 }
                 Some(Frame::Keepalive { wal_end, reply_requested }) => {
                     Stats::lsn(&stats.server_lsn, wal_end);
@@ -248,7 +276,33 @@ impl Streaming {
         }
         Stats::time(&stats.encode_ns, began.elapsed());
         self.intake.publish_counts();
+        if let Some(streamed) = &self.streamed {
+            stats.spool_bytes.store(streamed.held(), Relaxed);
+        }
         Ok(received)
+    }
+
+    /// Whether a streamed transaction that has committed is being taken; the server's next message waits meanwhile.
+    fn is_replaying(&self) -> bool {
+        self.streamed.as_ref().is_some_and(Streamed::is_replaying)
+    }
+
+    /// Takes a round's worth of a streamed transaction that has committed. Answers how many bytes that were.
+    async fn replay(&mut self) -> Result<u64, CaptureError> {
+        let stats = self.parts.stats.clone();
+        let (mut taken, mut began) = (0, Instant::now());
+        while taken < REPLAY_BYTES && !self.gave_up {
+            let Some(message) = self.streamed.as_mut().map_or(Ok(None), Streamed::next_message)? else { break };
+            taken += message.len() as u64;
+            self.intake.take(message)?;
+            if self.intake.appender.has_ready() {
+                Stats::time(&stats.encode_ns, began.elapsed());
+                self.append().await?;
+                began = Instant::now();
+            }
+        }
+        Stats::time(&stats.encode_ns, began.elapsed());
+        Ok(taken)
     }
 
     /// Whether rows of a backfill may be written now.
@@ -425,6 +479,7 @@ impl Streaming {
         let token = self.intake.appender.run().token;
         let between = !self.intake.appender.in_transaction();
         let (more, may_write) = (self.hook_has_more, self.hook_may_write(Instant::now()));
+        let replaying = self.is_replaying();
         let mut hook = self.intake.hook().filter(|_| between && !more);
         tokio::select! {
             biased;
@@ -433,6 +488,7 @@ impl Streaming {
             chunk = self.control.next() => chunk.map(Wake::Control),
             () = std::future::poll_fn(|cx| hook.as_mut().map_or(Poll::Pending, |hook| hook.poll(cx))) => Ok(Wake::Hook),
             ended = self.link.filled(self.behind) => ended.map(|filled| if filled { Wake::Filled } else { Wake::Ending }),
+            () = std::future::ready(()), if replaying => Ok(Wake::Due),
             () = std::future::ready(()), if more && may_write => Ok(Wake::Hook),
             () = sleep_until(due) => Ok(Wake::Due),
         }

@@ -49,8 +49,27 @@ pub struct SlotLook {
     pub safe_bytes: Option<u64>,
     /// Who streams from it, for people: application and address.
     pub holder: Option<String>,
+    /// What the server counts of its decoding; `None` until it has counted anything.
+    pub decoding: Option<Decoding>,
     /// What keeps its oldest WAL although its reader has acknowledged more: a transaction that is open, with its process.
     pub pinned_by: Option<String>,
+}
+
+/// What the server has decoded for a slot since its counters were reset: `pg_stat_replication_slots`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Decoding {
+    /// Transactions that did not fit `logical_decoding_work_mem` and went to the server's disk.
+    pub spill_txns: u64,
+    /// What was written there.
+    pub spill_bytes: u64,
+    /// Transactions that were sent before they committed.
+    pub stream_txns: u64,
+    /// What was sent of them.
+    pub stream_bytes: u64,
+    /// All transactions sent.
+    pub total_txns: u64,
+    /// What was decoded of them.
+    pub total_bytes: u64,
 }
 
 /// Opens replication connections.

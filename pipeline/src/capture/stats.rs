@@ -8,6 +8,7 @@ use std::time::Duration;
 use tillstream_schemas::Lsn;
 
 use super::CaptureError;
+use super::source::Decoding;
 use crate::control::now_ms;
 
 /// What a capture run is doing.
@@ -141,6 +142,8 @@ pub struct SlotReport {
     pub pressure: Pressure,
     /// What else holds the oldest WAL, where it is not us.
     pub pinned_by: Option<String>,
+    /// What the server counts of its decoding.
+    pub decoding: Option<Decoding>,
 }
 
 /// Counters and gauges of capture, from the start of the process.
@@ -182,6 +185,8 @@ pub struct Stats {
     pub batches: AtomicU64,
     /// Bytes handed to the journal and not confirmed.
     pub unconfirmed_bytes: AtomicU64,
+    /// Bytes of transactions that came before they commit and wait for it.
+    pub spool_bytes: AtomicU64,
     /// Time spent waiting for bytes from the server.
     pub receive_wait_ns: AtomicU64,
     /// Time spent decoding and encoding.

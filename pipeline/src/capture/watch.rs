@@ -146,6 +146,7 @@ fn judge(looked: &Looked, budget: u64, bytes_per_second: f64) -> SlotReport {
         seconds_to_ceiling: (bytes_per_second >= 1.0).then(|| (remaining as f64 / bytes_per_second) as u64),
         pressure,
         pinned_by: slot.pinned_by,
+        decoding: slot.decoding,
     }
 }
 

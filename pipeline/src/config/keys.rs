@@ -144,7 +144,7 @@ const HASH_KEY: [Key; 2] = [
     key("secret", Type::Secret, Required("secret: ${env:COLUMN_KEY}"), "The key; sixteen bytes or more."),
 ];
 
-const SOURCE: [Key; 15] = [
+const SOURCE: [Key; 18] = [
     key("name", Type::Name, Required("name: pos"), "Stable name of the database; part of event headers and fact keys, so never change it."),
     key(
         "url",
@@ -200,6 +200,19 @@ const SOURCE: [Key; 15] = [
         "Whether a column that `columns` does not name passes or is held back until it is named there.",
     ),
     key("hash_key", Type::Block(&HASH_KEY), Optional("no column is hashed"), "The key of hashed columns."),
+    key(
+        "streaming",
+        Type::Choice(&["off", "on"]),
+        Default("off"),
+        "Whether the server sends large transactions before they commit, to be kept in nameless files of the temporary directory (TMPDIR), as the server sends them, instead of on its own disk; events, ids and order are the same.",
+    ),
+    key("spool_max", Type::Size(MIB, 1024 * TIB), Default("4GiB"), "What transactions may take there before they commit, all together."),
+    key(
+        "origin",
+        Type::Choice(&["any", "none"]),
+        Default("any"),
+        "Whether changes that the server replicated from another one are captured too, or only its own (none; PostgreSQL 16 and newer). A load reads all rows either way.",
+    ),
 ];
 
 const ADMIN: [Key; 1] = [key(

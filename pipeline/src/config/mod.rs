@@ -126,6 +126,35 @@ pub struct Source {
     pub allow_weak_auth: bool,
     /// What becomes of columns before they reach the journal.
     pub columns: ColumnRules,
+    /// Whether large transactions come before they commit.
+    pub streaming: Streaming,
+    /// Whose changes are captured.
+    pub origin: Origin,
+}
+
+/// Whose changes are captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Origin {
+    /// Everybody's.
+    #[default]
+    Any,
+    /// Only those made on this server: none that it replicated from another one.
+    None,
+}
+
+/// Whether the server sends large transactions before they commit, and what they may take here until then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Streaming {
+    /// They come before they commit.
+    pub on: bool,
+    /// Most bytes of them that may wait for their commit.
+    pub spool_max: u64,
+}
+
+impl Default for Streaming {
+    fn default() -> Self {
+        Streaming { on: false, spool_max: 4 << 30 }
+    }
 }
 
 /// What becomes of columns before they reach the journal.

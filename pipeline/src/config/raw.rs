@@ -18,8 +18,8 @@ use super::report::{Code, Problem, Report};
 use super::secrets::Environment;
 use super::tree::{self, Node, Value};
 use super::{
-    Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, LocalJournal, OnDelete, Pipeline, Protect,
-    RabbitJournal, Retention, Retry, Source, SourceTable,
+    Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, LocalJournal, OnDelete, Origin, Pipeline, Protect,
+    RabbitJournal, Retention, Retry, Source, SourceTable, Streaming,
 };
 
 /// What both journals keep when nothing is said: a week covers a long weekend and a day of repair.
@@ -209,6 +209,8 @@ fn source(block: &Block, tables: Vec<SourceTable>, columns: ColumnRules, journal
         initial_load: block.bool("initial_load")?,
         allow_weak_auth: block.bool("allow_weak_auth")?,
         columns,
+        streaming: Streaming { on: block.text("streaming")? == "on", spool_max: block.size("spool_max")? },
+        origin: if block.text("origin")? == "none" { Origin::None } else { Origin::Any },
     })
 }
 
@@ -534,8 +536,20 @@ mod tests {
         assert_eq!(pipeline.admin.listen.to_string(), "127.0.0.1:7410");
         assert!(pipeline.source.initial_load && !pipeline.source.allow_weak_auth);
         assert_eq!(pipeline.source.hold_back, HoldBack { time: Duration::ZERO, bytes: 0 });
+        assert_eq!(pipeline.source.streaming, Streaming::default());
+        assert_eq!(pipeline.source.origin, Origin::Any);
         let Journal::Local(local) = pipeline.journal else { panic!("local") };
         assert_eq!((local.dir, local.partitions.get(), local.retention), (dir.path().join("./j"), 1, RETENTION_DEFAULT));
+    }
+
+    #[test]
+    fn what_the_server_is_asked_for_is_read() {
+        let text = GOOD.replace("  slot: s\n", "  slot: s\n  streaming: on\n  spool_max: 1GiB\n  origin: none\n");
+        let dir = files(&[("t.yaml", &text)]);
+        let pipeline = load_with(&dir.path().join("t.yaml"), &Registry::default(), &|_| None).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(pipeline.source.streaming, Streaming { on: true, spool_max: 1 << 30 });
+        assert_eq!(pipeline.source.origin, Origin::None);
+        assert_eq!(codes(&text.replace("streaming: on", "streaming: parallel")), [("config.bad_choice", 7, 14)]);
     }
 
     #[test]

@@ -12,7 +12,8 @@ use prometheus_client::registry::Registry;
 
 use super::health::Health;
 use super::observer::{self, Observer};
-use crate::capture::stats::SlotReport;
+use crate::capture::source::Decoding;
+use crate::capture::stats::{SlotReport, Stats};
 use crate::telemetry::names::{self, Kind, Metric};
 
 /// The exposition in OpenMetrics text.
@@ -122,6 +123,12 @@ fn backfills(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
     }
 }
 
+/// The server's own counters of a slot: all, spilled, streamed.
+fn decoded(stats: &Stats, numbers: impl Fn(&Decoding) -> [u64; 3]) -> Vec<(Vec<String>, f64)> {
+    let Some(decoding) = stats.slot().and_then(|slot| slot.decoding) else { return Vec::new() };
+    ["all", "spilled", "streamed"].into_iter().zip(numbers(&decoding)).map(|(how, n)| (vec![how.to_owned()], n as f64)).collect()
+}
+
 fn capture(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
     let (Some(stats), Some((verdict, _))) = (&observer.observed.capture, observer.source()) else { return Vec::new() };
     let one = |value: u64| vec![(Vec::new(), value as f64)];
@@ -147,6 +154,9 @@ fn capture(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
         n if n == names::CAPTURE_WAL_PRESSURE.name => {
             stats.slot().map(|s| (vec![s.pressure.as_str().to_owned()], 1.0)).into_iter().collect()
         }
+        n if n == names::CAPTURE_DECODED_TRANSACTIONS.name => decoded(stats, |d| [d.total_txns, d.spill_txns, d.stream_txns]),
+        n if n == names::CAPTURE_DECODED_BYTES.name => decoded(stats, |d| [d.total_bytes, d.spill_bytes, d.stream_bytes]),
+        n if n == names::CAPTURE_SPOOL_BYTES.name => one(stats.spool_bytes.load(Relaxed)),
         n if n == names::CAPTURE_LAG.name => one(observer::lag_bytes(stats)),
         n if n == names::CAPTURE_BUSY.name => vec![
             (vec!["receive".to_owned()], stats.receive_wait_ns.load(Relaxed) as f64 / 1e9),

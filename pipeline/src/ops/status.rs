@@ -75,7 +75,16 @@ fn source(observer: &Observer, rates: &observer::Rates) -> Value {
             "seconds_to_ceiling": s.seconds_to_ceiling,
             "pressure": s.pressure.as_str(),
             "pinned_by": s.pinned_by,
+            "decoding": s.decoding.map(|d| json!({
+                "spill_txns": d.spill_txns,
+                "spill_bytes": d.spill_bytes,
+                "stream_txns": d.stream_txns,
+                "stream_bytes": d.stream_bytes,
+                "total_txns": d.total_txns,
+                "total_bytes": d.total_bytes,
+            })),
         })),
+        "spool_bytes": stats.spool_bytes.load(Relaxed),
         "last_commit": moment(stats.committed_at_ms.load(Relaxed)),
         "transactions": stats.transactions.load(Relaxed),
         "events": stats.events.load(Relaxed),
@@ -171,6 +180,14 @@ pub fn screen(status: &Value) -> String {
             source["acknowledged_lsn"].as_str().unwrap_or("-"),
             source["server_lsn"].as_str().unwrap_or("-"),
         ));
+    }
+    let decoding = &source["slot"]["decoding"];
+    for (what, txns, size) in
+        [("spilled to the server's disk", "spill_txns", "spill_bytes"), ("sent before their commit", "stream_txns", "stream_bytes")]
+    {
+        if decoding[txns].as_u64().is_some_and(|n| n > 0) {
+            out.push_str(&format!("  {} of {} transactions {what}, {}\n", decoding[txns], decoding["total_txns"], bytes(&decoding[size])));
+        }
     }
     for gap in source["coverage"].as_array().into_iter().flatten() {
         out.push_str(&format!("  {}: {}\n", gap["code"].as_str().unwrap_or("-"), gap["what"].as_str().unwrap_or("-")));

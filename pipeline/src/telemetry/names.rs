@@ -51,6 +51,9 @@ metrics! {
     CAPTURE_WAL_CEILING Gauge "tillstream_capture_wal_ceiling_bytes" [] "WAL that may be kept: wal_budget or max_slot_wal_keep_size, whichever is lower";
     CAPTURE_WAL_TIME_LEFT Gauge "tillstream_capture_wal_ceiling_seconds" [] "Time until the ceiling is reached at the present rate if nothing is released";
     CAPTURE_WAL_PRESSURE Gauge "tillstream_capture_wal_pressure" ["level"] "1 for how the kept WAL stands to its ceiling: calm, warn, page or shed";
+    CAPTURE_DECODED_TRANSACTIONS Counter "tillstream_capture_decoded_transactions" ["how"] "Transactions that the server decoded for the slot: all, spilled to its disk, streamed before their commit";
+    CAPTURE_DECODED_BYTES Counter "tillstream_capture_decoded_bytes" ["how"] "What the server decoded for the slot: all, spilled to its disk, streamed before the commit";
+    CAPTURE_SPOOL_BYTES Gauge "tillstream_capture_spool_bytes" [] "Bytes of transactions that came before they commit and wait for it";
     CAPTURE_LAG Gauge "tillstream_capture_lag_bytes" [] "WAL between what was received and the server's position";
     CAPTURE_COVERAGE_GAPS Gauge "tillstream_capture_coverage_gaps" ["code"] "Tables, columns and operations that are not captured, or not as configured, by code";
     CAPTURE_BUSY Counter "tillstream_capture_busy_seconds" ["in"] "Time of the capture task by what it did";

@@ -62,6 +62,8 @@ impl Bench {
             initial_load: true,
             allow_weak_auth: false,
             columns: Default::default(),
+            streaming: Default::default(),
+            origin: Default::default(),
         };
         let two = std::num::NonZeroU16::new(2).expect("not zero");
         let journal = LocalJournal::new(&config::LocalJournal { dir: scratch(name), partitions: two, retention: Retention::default() });

@@ -128,7 +128,7 @@ fn same(found: &Entry, expected: &Entry) -> bool {
     found.0 == expected.0 && row
 }
 
-async fn run(server: &Postgres, case: &Case) {
+async fn run(server: &Postgres, case: &Case, streaming: bool) {
     let database = Database::empty(server, "cases").await;
     let client = database.connect().await;
     let history = std::fs::read_to_string(root().join("schemas/pos/history.sql")).expect("the oracle is there");
@@ -137,7 +137,8 @@ async fn run(server: &Postgres, case: &Case) {
     // Whatever is more than this the server spills to disk.
     client.batch_execute(&format!("ALTER DATABASE {} SET logical_decoding_work_mem = '64kB'", database.name)).await.expect("a setting");
     let attach: String = case.tables.iter().map(|t| format!("SELECT tillstream_oracle.attach('{t}');")).collect();
-    let bench = Bench::over(database, "cases", &format!("{}; {attach}", case.setup), case.publication, case.tables).await;
+    let mut bench = Bench::over(database, "cases", &format!("{}; {attach}", case.setup), case.publication, case.tables).await;
+    bench.source.streaming.on = streaming;
     let sessions = [bench.database.connect().await, bench.database.connect().await];
     for (session, sql) in case.steps {
         match session {
@@ -202,10 +203,14 @@ async fn run(server: &Postgres, case: &Case) {
 }
 
 async fn run_all(server: &Postgres, cases: &[Case]) {
+    run_each(server, cases, false).await;
+}
+
+async fn run_each(server: &Postgres, cases: &[Case], streaming: bool) {
     let probe = server.connect("postgres").await;
     let version: i32 = probe.query_one("SELECT current_setting('server_version_num')::int / 10000", &[]).await.expect("a version").get(0);
     for case in cases.iter().filter(|case| version >= case.since) {
-        run(server, case).await;
+        run(server, case, streaming).await;
     }
 }
 
@@ -217,6 +222,14 @@ async fn rows_and_identities() {
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_and_subtransactions() {
     run_all(Postgres::shared().await, list::TRANSACTIONS).await;
+}
+
+/// What is larger than 64 kB comes before it commits.
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_that_come_before_they_commit() {
+    for cases in [list::TRANSACTIONS, list::ROWS, list::DEFINITIONS, list::PUBLICATIONS] {
+        run_each(Postgres::shared().await, cases, true).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

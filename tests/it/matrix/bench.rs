@@ -104,6 +104,8 @@ impl Bench {
             initial_load: false,
             allow_weak_auth: false,
             columns: Default::default(),
+            streaming: Default::default(),
+            origin: Default::default(),
         };
         let partitions = NonZeroU16::new(2).expect("not zero");
         let journal = LocalJournal::new(&config::LocalJournal { dir: scratch(name), partitions, retention: Retention::default() });

@@ -94,6 +94,8 @@ fn settings(world: &World) -> Settings {
             initial_load: false,
             allow_weak_auth: false,
             columns: Default::default(),
+            streaming: Default::default(),
+            origin: Default::default(),
         },
         primary_keys: HashMap::new(),
         oids: HashMap::new(),

@@ -7,6 +7,7 @@ mod pooler;
 mod promotion;
 mod readers;
 mod refill;
+mod spill;
 mod stall;
 
 use std::sync::Arc;

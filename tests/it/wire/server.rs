@@ -111,5 +111,7 @@ pub(super) fn source(url: &str) -> Source {
         initial_load: false,
         allow_weak_auth: false,
         columns: Default::default(),
+        streaming: Default::default(),
+        origin: Default::default(),
     }
 }

@@ -6,7 +6,7 @@ use tillstream_schemas::table::Identity;
 
 use super::{Catalog, PublicationFacts, ServerFacts, SlotFacts, TableFacts, facts};
 use crate::capture::CaptureError;
-use crate::capture::wire::{definite, slot_lost, slot_missing, slot_unusable, wal_level};
+use crate::capture::wire::{ORIGIN_MAJOR, definite, origin_unsupported, slot_lost, slot_missing, slot_unusable, wal_level};
 use crate::config;
 
 /// The oldest major version that is supported: logical messages in the stream begin with it.
@@ -61,7 +61,7 @@ pub struct Warning {
 /// which things have to be set up. A slot that is in use is none: only taking it decides.
 pub async fn check_start(source: &config::Source, pipeline: &str) -> Result<StartFacts, CaptureError> {
     let catalog = Catalog::connect(source, pipeline, "check").await?;
-    check_server(catalog.server())?;
+    check_server(source, catalog.server())?;
     let publication = catalog.publication(&source.publication).await?.ok_or_else(|| publication_missing(source))?;
     let tables = catalog.configured_tables(source).await?;
     check_publication(source, &publication, &tables)?;
@@ -76,7 +76,7 @@ pub async fn check_start(source: &config::Source, pipeline: &str) -> Result<Star
     Ok(StartFacts { server: catalog.server().clone(), slot, publication, tables, warnings })
 }
 
-fn check_server(server: &ServerFacts) -> Result<(), CaptureError> {
+fn check_server(source: &config::Source, server: &ServerFacts) -> Result<(), CaptureError> {
     if server.major() < MAJOR_MIN {
         return Err(definite(
             "capture.version_unsupported",
@@ -84,6 +84,9 @@ fn check_server(server: &ServerFacts) -> Result<(), CaptureError> {
             "older versions send no logical messages and get no corrections any more",
             "upgrade the server",
         ));
+    }
+    if source.origin == config::Origin::None && server.major() < ORIGIN_MAJOR.cast_signed() {
+        return Err(origin_unsupported(&server.version));
     }
     if server.wal_level != "logical" {
         return Err(wal_level(&format!("wal_level = {}", server.wal_level)));

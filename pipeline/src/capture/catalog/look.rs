@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::{session, sql_error};
 use crate::capture::CaptureError;
-use crate::capture::source::{Looked, SlotLook};
+use crate::capture::source::{Decoding, Looked, SlotLook};
 
 /// A living server answers within milliseconds; a slower answer comes too late for whoever asks again in a second.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,8 +25,10 @@ const LOOK: &str = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay
       FROM pg_stat_activity a WHERE a.pid = s.active_pid), \
      (SELECT format('a transaction of process %s (%s)', a.pid, a.usename) \
       FROM pg_stat_activity a WHERE a.backend_xid IS NOT NULL AND a.pid IS DISTINCT FROM s.active_pid ORDER BY age(a.backend_xid) DESC LIMIT 1), \
-     (SELECT format('a prepared transaction of %s', p.owner) FROM pg_prepared_xacts p ORDER BY p.prepared LIMIT 1) \
-     FROM (SELECT) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1::text::name";
+     (SELECT format('a prepared transaction of %s', p.owner) FROM pg_prepared_xacts p ORDER BY p.prepared LIMIT 1), \
+     d.spill_txns, d.spill_bytes, d.stream_txns, d.stream_bytes, d.total_txns, d.total_bytes \
+     FROM (SELECT) one LEFT JOIN pg_replication_slots s ON s.slot_name = $1::text::name \
+     LEFT JOIN pg_stat_replication_slots d ON d.slot_name = s.slot_name";
 
 /// Looks at a slot and closes the connection again.
 pub(crate) async fn look(url: &SecretString, application: &str, allow_weak_auth: bool, slot: &str) -> Result<Looked, CaptureError> {
@@ -46,6 +48,14 @@ pub(crate) async fn look(url: &SecretString, application: &str, allow_weak_auth:
                 wal_status: row.get(5),
                 safe_bytes: bytes(6),
                 holder: row.get(7),
+                decoding: bytes(10).map(|spill_txns| Decoding {
+                    spill_txns,
+                    spill_bytes: bytes(11).unwrap_or_default(),
+                    stream_txns: bytes(12).unwrap_or_default(),
+                    stream_bytes: bytes(13).unwrap_or_default(),
+                    total_txns: bytes(14).unwrap_or_default(),
+                    total_bytes: bytes(15).unwrap_or_default(),
+                }),
                 pinned_by: pinned_by.filter(|_| pinned),
             }
         });

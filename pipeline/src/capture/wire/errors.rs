@@ -205,6 +205,19 @@ pub(crate) fn wal_level(found: &str) -> CaptureError {
     )
 }
 
+/// The first major version that leaves out what it replicated from elsewhere.
+pub(crate) const ORIGIN_MAJOR: u32 = 16;
+
+/// The server cannot tell its own changes from others.
+pub(crate) fn origin_unsupported(version: &str) -> CaptureError {
+    definite(
+        "capture.origin_unsupported",
+        format!("source.origin is none, and PostgreSQL {version} does not know that option"),
+        "changes that the server replicated from elsewhere would be captured as if they were its own",
+        "set source.origin: any, or upgrade the server to PostgreSQL 16 or newer",
+    )
+}
+
 /// The slot exists and is of no use to us.
 pub(crate) fn slot_unusable(slot: &str, evidence: &str) -> CaptureError {
     definite(

@@ -32,7 +32,9 @@ pub use replication::PgReplication;
 
 pub(crate) use address::{Address, Endpoint};
 pub(crate) use connect::open;
-pub(crate) use errors::{Asked, ServerError, definite, slot_lost, slot_missing, slot_unusable, wal_level};
+pub(crate) use errors::{
+    Asked, ORIGIN_MAJOR, ServerError, definite, origin_unsupported, slot_lost, slot_missing, slot_unusable, wal_level,
+};
 pub(crate) use socket::Stream;
 
 /// `application_name` of our connections, so that `pg_stat_activity` explains itself: `tillstream/<pipeline>/<purpose>`.
@@ -60,6 +62,8 @@ impl PgSource {
                 slot: source.slot.clone(),
                 publication: source.publication.clone(),
                 allow_weak_auth: source.allow_weak_auth,
+                streaming: source.streaming.on,
+                origin: source.origin,
             },
         }
     }

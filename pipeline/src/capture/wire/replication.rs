@@ -11,11 +11,12 @@ use tokio::time::{Instant, timeout};
 
 use super::address::{Address, Endpoint, UNLIMITED};
 use super::auth::{Auth, Exchange, Method, Step};
-use super::errors::{Asked, ServerError, definite};
+use super::errors::{Asked, ORIGIN_MAJOR, ServerError, definite, origin_unsupported};
 use super::frames::{Buffer, STREAM_MESSAGE_MAX, frame};
 use super::socket::{NARROW_WINDOW, Stream};
 use crate::capture::CaptureError;
 use crate::capture::source::{Frame, Replication, StandbyStatus, SystemIdentity};
+use crate::config::Origin;
 
 /// Login and the first queries. A server that is alive answers in milliseconds; START_REPLICATION may wait for a checkpoint.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -89,6 +90,9 @@ pub(super) struct Names {
     pub(super) slot: String,
     pub(super) publication: String,
     pub(super) allow_weak_auth: bool,
+    /// Large transactions come before they commit (protocol version 2).
+    pub(super) streaming: bool,
+    pub(super) origin: Origin,
 }
 
 /// What the server reports about itself at start-up.
@@ -240,8 +244,14 @@ impl PgReplication {
     async fn begin(&mut self) -> Result<(), CaptureError> {
         // Logical messages carry the backfill's watermarks; PostgreSQL 13 and before cannot send them.
         let messages = if self.parameters.major >= 14 { ", messages 'true'" } else { "" };
+        let (version, streaming) = if self.names.streaming { (2, ", streaming 'on'") } else { (1, "") };
+        let origin = match self.names.origin {
+            Origin::None if self.parameters.major < ORIGIN_MAJOR => return Err(origin_unsupported(&self.parameters.major.to_string())),
+            Origin::None => ", origin 'none'",
+            Origin::Any => "",
+        };
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '1', publication_names {}{messages})",
+            "START_REPLICATION SLOT {} LOGICAL 0/0 (proto_version '{version}', publication_names {}{messages}{streaming}{origin})",
             identifier(&self.names.slot),
             literal(&identifier(&self.names.publication)),
         );

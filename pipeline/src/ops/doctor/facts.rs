@@ -10,7 +10,7 @@ use crate::config;
 /// Settings the rules ask for.
 pub(super) const SETTINGS: &str = "SELECT name, setting FROM pg_settings WHERE name IN ('max_replication_slots', 'max_wal_senders', \
      'max_slot_wal_keep_size', 'wal_sender_timeout', 'password_encryption', 'ssl', 'listen_addresses', 'idle_replication_slot_timeout', \
-     'synchronized_standby_slots')";
+     'synchronized_standby_slots', 'logical_decoding_work_mem')";
 
 /// How many slots and walsenders are taken.
 pub(super) const USED: &str = "SELECT (SELECT count(*) FROM pg_replication_slots), (SELECT count(*) FROM pg_stat_replication), \
@@ -28,6 +28,9 @@ pub(super) const PREPARED: &str = "SELECT count(*) FROM pg_prepared_xacts WHERE 
 pub(super) const ROLE: &str = "SELECT rolreplication OR EXISTS (SELECT FROM pg_roles m WHERE m.rolname = 'rds_replication' \
      AND pg_has_role(current_user, m.oid, 'MEMBER')), rolsuper, pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') \
      FROM pg_roles r WHERE rolname = current_user";
+
+/// What the server wrote to its disk while it decoded for a slot.
+pub(super) const DECODING: &str = "SELECT spill_txns, spill_bytes, total_txns FROM pg_stat_replication_slots WHERE slot_name = $1::text";
 
 /// What the doctor looks at.
 #[derive(Clone, Debug)]
@@ -52,6 +55,8 @@ pub struct Facts {
     pub slot: Option<SlotFacts>,
     /// WAL bytes that the slot keeps.
     pub retained_bytes: Option<u64>,
+    /// Transactions that the server spilled while decoding, their bytes, and all transactions.
+    pub spilled: Option<(i64, i64, i64)>,
     /// `application_name` of whoever streams from the slot; `None` when nobody does, empty when it is hidden from us.
     pub slot_reader: Option<String>,
     /// Whether that is this pipeline's own capture.
@@ -94,6 +99,7 @@ impl Facts {
             }
             None => None,
         };
+        let spilled = client.query_opt(DECODING, &[&source.slot]).await.map_err(sql_error)?;
         let current = catalog.current_wal().await?;
         Ok(Facts {
             server: catalog.server().clone(),
@@ -106,6 +112,7 @@ impl Facts {
             extra: catalog.tables(&others).await?.into_iter().flatten().collect(),
             retained_bytes: slot.as_ref().and_then(|s| s.retained_bytes(current)),
             slot,
+            spilled: spilled.map(|row| (row.get(0), row.get(1), row.get(2))),
             slot_reader_is_ours: slot_reader.as_deref() == Some(application_name(pipeline, "capture").as_str()),
             slot_reader,
             long_transactions: long.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect(),

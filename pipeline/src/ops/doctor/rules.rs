@@ -2,10 +2,11 @@
 
 use tillstream_schemas::table::Identity;
 
-use super::facts::{Facts, LONG_TRANSACTIONS, PREPARED, ROLE, SETTINGS, USED};
+use super::facts::{DECODING, Facts, LONG_TRANSACTIONS, PREPARED, ROLE, SETTINGS, USED};
 use super::{Finding, Severity};
 use crate::capture::catalog::{PublicationFacts, SlotFacts, TableFacts, identifier, identity_warning, literal};
-use crate::config;
+use crate::capture::wire::{ORIGIN_MAJOR, origin_unsupported};
+use crate::config::{self, units};
 
 /// The newest major version that Tillstream is tested with.
 pub const LAST_MAJOR: i32 = 18;
@@ -74,6 +75,7 @@ pub fn judge(source: &config::Source, facts: &Facts) -> Vec<Finding> {
     identities(&mut found, facts);
     wal_limits(&mut found, facts);
     server(&mut found, facts);
+    origin(&mut found, source, facts);
     head_room(&mut found, facts);
     publication(&mut found, source, facts);
     slot(&mut found, source, facts);
@@ -259,6 +261,18 @@ fn server(found: &mut Findings, facts: &Facts) {
     }
 }
 
+/// Whether the server can leave out what it replicated from elsewhere, where that is asked for.
+fn origin(found: &mut Findings, source: &config::Source, facts: &Facts) {
+    if source.origin == config::Origin::Any {
+        return;
+    }
+    if facts.server.major() < ORIGIN_MAJOR.cast_signed() {
+        found.0.push(Finding { evidence: "SELECT version()", ..Finding::failed(&origin_unsupported(&facts.server.version)) });
+    } else {
+        found.ok("capture.origin_unsupported", "the server tells its own changes from replicated ones");
+    }
+}
+
 fn head_room(found: &mut Findings, facts: &Facts) {
     let ours = i64::from(facts.slot.is_none());
     let streaming = i64::from(facts.slot_reader.is_none());
@@ -408,6 +422,7 @@ fn slot(found: &mut Findings, source: &config::Source, facts: &Facts) {
         (None, _) => found.ok("capture.slot_active", "the slot is free"),
     }
     failover(found, source, facts, slot);
+    spilled(found, facts);
     let kept = facts.retained_bytes.map_or_else(String::new, |bytes| format!(", keeps {} MB of WAL", bytes >> 20));
     match slot.wal_status.as_deref() {
         Some(status @ ("extended" | "unreserved")) => found.add(
@@ -419,6 +434,25 @@ fn slot(found: &mut Findings, source: &config::Source, facts: &Facts) {
             "let the pipeline catch up, or raise max_slot_wal_keep_size",
         ),
         _ => found.ok("capture.slot_in_danger", format!("slot \"{}\" is sound{kept}", source.slot)),
+    }
+}
+
+/// Whether large transactions take the way over the server's disk.
+fn spilled(found: &mut Findings, facts: &Facts) {
+    let memory = facts.number("logical_decoding_work_mem").and_then(|kib| u64::try_from(kib).ok());
+    let memory = memory.map_or_else(|| "?".to_owned(), |kib| units::show_size(kib << 10));
+    match facts.spilled {
+        Some((transactions @ 1.., bytes, all)) => found.warn(
+            "capture.decoding_spills",
+            format!(
+                "the server wrote {transactions} of {all} transactions to its disk while decoding, {} in all; logical_decoding_work_mem = {memory}",
+                units::show_size(bytes.unsigned_abs())
+            ),
+            DECODING,
+            "a transaction that does not fit is written and read once more at its commit, and comes later for it",
+            "ALTER SYSTEM SET logical_decoding_work_mem = '256MB'; SELECT pg_reload_conf(); or set source.streaming: on",
+        ),
+        _ => found.ok("capture.decoding_spills", format!("what is decoded fits logical_decoding_work_mem ({memory})")),
     }
 }
 

@@ -355,6 +355,8 @@ mod tests {
             initial_load: false,
             allow_weak_auth: false,
             columns: Default::default(),
+            streaming: Default::default(),
+            origin: Default::default(),
         }
     }
 
