@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs every test of Tillstream against real servers. Needs nothing but Debian, root (or the servers installed) and Rust.
 #
-#   tests/run.sh          what CI runs: format, lints, unit tests, integration tests
+#   tests/run.sh          what CI runs: format, lints, unit tests, integration tests, the capture suite on PostgreSQL 18 as well
 #   tests/run.sh quick    the same without lints, with the shortest series
-#   tests/run.sh long     before a release: 10,000 seeds of the model, the whole kill matrix, big drains, PostgreSQL 18, both demos
+#   tests/run.sh long     before a release: 10,000 seeds of the model, the whole kill matrix, big drains, both demos
 #   tests/run.sh matrix [MAJOR...]  the capture suite on PostgreSQL 14 15 16 17 18, and its table of failures
 #
 # Installs what is missing: PostgreSQL and RabbitMQ (docker/postgres.sh, docker/rabbitmq.sh). Servers run privately on free ports
@@ -80,9 +80,11 @@ step cargo test --release --locked --workspace --lib --bins
 installed=$(basename "$(dirname "$(docker/postgres.sh bin)")")
 integration() { its | tee "$logs/$installed.log"; }
 step integration
-if [ "$level" = long ]; then
+if [ "$level" != quick ]; then
     [ "$installed" = 18 ] || step matrix_on 18
     step matrix_table
+fi
+if [ "$level" = long ]; then
     step docker/demo.sh --seconds 180
     step docker/demo.sh --seconds 120 --journal local
 fi

@@ -12,6 +12,7 @@ use tillstream_schemas::{Lsn, Position, TableSchema};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::pace::Live;
 use super::stats::Stats;
 use super::window::{Again, Chunk, Closed, Next, Opening, WindowId, Windows, as_of, as_of_passed};
 use crate::capture::hook::{HandOver, Hook, Write};
@@ -122,12 +123,13 @@ pub(super) struct ReadHook {
     handed_over: HandOver,
     unstored: VecDeque<(HandOver, oneshot::Sender<()>)>,
     busy: bool,
+    live: Arc<Live>,
     runner: Option<JoinHandle<()>>,
 }
 
 impl ReadHook {
     /// A hook that does what comes through `steps`. `busy` is whether something is going to be read at once.
-    pub(super) fn new(steps: mpsc::Receiver<Step>, epoch: u32, busy: bool) -> Self {
+    pub(super) fn new(steps: mpsc::Receiver<Step>, epoch: u32, busy: bool, live: Arc<Live>) -> Self {
         ReadHook {
             epoch,
             windows: Windows::default(),
@@ -137,6 +139,7 @@ impl ReadHook {
             handed_over: HandOver(0),
             unstored: VecDeque::new(),
             busy,
+            live,
             runner: None,
         }
     }
@@ -285,7 +288,9 @@ impl Hook for ReadHook {
     }
 
     fn commit(&mut self, _xid: u32, end: Lsn) {
-        self.windows.commit();
+        if self.windows.commit() {
+            self.live.changes();
+        }
         if self.busy {
             self.passed(end);
         }

@@ -1,6 +1,39 @@
 //! How many rows the next chunk reads. Pure.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// The stream counts as live for so long after a transaction with changes.
+const LIVE_FOR: Duration = Duration::from_secs(1);
+
+/// Whether the stream brings changes at present: the hook tells, the readers ask.
+#[derive(Debug)]
+pub(super) struct Live {
+    since: Instant,
+    /// When changes came last, in milliseconds after `since`; 0 before the first.
+    at_ms: AtomicU64,
+}
+
+impl Live {
+    pub(super) fn new() -> Self {
+        Live { since: Instant::now(), at_ms: AtomicU64::new(0) }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// A transaction with changes came by.
+    pub(super) fn changes(&self) {
+        self.at_ms.store(self.now_ms().max(1), Ordering::Relaxed);
+    }
+
+    /// Whether one did lately.
+    pub(super) fn is(&self) -> bool {
+        let at = self.at_ms.load(Ordering::Relaxed);
+        at > 0 && u128::from(self.now_ms().saturating_sub(at)) < LIVE_FOR.as_millis()
+    }
+}
 
 /// Sizes chunks so that each takes about half a second and a few megabytes: short enough that a chunk's snapshot holds
 /// back no vacuum and its eviction window stays small, long enough that watermarks and cursors cost little.
@@ -15,6 +48,9 @@ impl Pace {
     const TIME: Duration = Duration::from_millis(500);
     /// The same while the source has other things to do: short enough that nobody notices one.
     const TRICKLE: Duration = Duration::from_millis(20);
+    /// The same while the stream is live: a chunk's read keeps a processor of the server and one of ours busy, and a change
+    /// that commits meanwhile waits for them at every step of its way.
+    const LIVE: Duration = Duration::from_millis(3);
     /// Bytes that a chunk should have. Two chunks are in memory at most.
     const BYTES: usize = 4 << 20;
     /// Bytes after which reading a chunk ends early, whatever its row count: bounds memory when rows turn out large.
@@ -34,18 +70,22 @@ impl Pace {
         self.rows
     }
 
-    /// The source has time.
-    pub(super) fn at_full_speed(&mut self) {
-        self.time = Self::TIME;
+    /// The source has time, but for the changes of a live stream.
+    pub(super) fn at_full_speed(&mut self, live: bool) {
+        self.aim(if live { Self::LIVE } else { Self::TIME });
     }
 
     /// The source has none: the next chunk is a small one.
-    pub(super) fn trickle(&mut self) {
-        if self.time != Self::TRICKLE {
-            let share = Self::TRICKLE.as_secs_f64() / Self::TIME.as_secs_f64();
+    pub(super) fn trickle(&mut self, live: bool) {
+        self.aim(if live { Self::LIVE } else { Self::TRICKLE });
+    }
+
+    fn aim(&mut self, time: Duration) {
+        if time < self.time {
+            let share = time.as_secs_f64() / self.time.as_secs_f64();
             self.rows = ((f64::from(self.rows) * share) as u32).max(1);
-            self.time = Self::TRICKLE;
         }
+        self.time = time;
     }
 
     /// Learns from a chunk that was read.
@@ -88,5 +128,13 @@ mod tests {
             pace.too_large();
         }
         assert_eq!(pace.rows(), 1);
+        let mut pace = Pace { rows: 40_000, time: Pace::TIME };
+        pace.trickle(false);
+        assert_eq!(pace.rows(), 1_600);
+        pace.at_full_speed(true);
+        assert_eq!(pace.rows(), 240);
+        pace.at_full_speed(false);
+        pace.read(240, 24_000, Duration::from_millis(3));
+        assert_eq!(pace.rows(), 480, "it grows again by what it finds");
     }
 }

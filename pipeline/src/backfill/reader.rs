@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::gate::{Gate, Halt, Speed};
 use super::hook::{Step, Taken, Verdict};
-use super::pace::Pace;
+use super::pace::{Live, Pace};
 use super::plan;
 use super::read::{Failure, Read, Session, Unread, joined, of_standby};
 use super::sql::{Choice, ChunkedTable, Refusal, Source};
@@ -46,6 +46,8 @@ pub(super) struct Shared {
     pub(super) gate: Gate,
     /// Names windows; shared by all jobs of a session.
     pub(super) windows: Arc<AtomicU64>,
+    /// Whether the stream brings changes meanwhile.
+    pub(super) live: Arc<Live>,
     pub(super) choice: Choice,
     pub(super) connector: Option<String>,
     /// Keys asked for; empty when a job reads ranges.
@@ -172,8 +174,8 @@ impl Reader {
         while !cursor.done {
             let (rows, took) = std::mem::take(&mut self.last);
             match self.shared.gate.pass(rows, took).await {
-                Ok(Speed::Full) => self.pace.at_full_speed(),
-                Ok(Speed::Trickle) => self.pace.trickle(),
+                Ok(Speed::Full) => self.pace.at_full_speed(self.shared.live.is()),
+                Ok(Speed::Trickle) => self.pace.trickle(self.shared.live.is()),
                 Err(Halt) => {
                     settle(&mut unstored).await?;
                     return Ok(Ended::Halted);

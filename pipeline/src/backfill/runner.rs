@@ -13,6 +13,7 @@ use super::brakes::Brakes;
 use super::gate::{Gate, Wanted};
 use super::hook::{ReadHook, STEPS_MAX, Step};
 use super::job::{Job, Outcome};
+use super::pace::Live;
 use super::reader::Shared;
 use super::sql::Choice;
 use super::{Backfill, Change, Handle, INITIAL_LOAD, INITIAL_LOAD_ID, READERS_DEFAULT, READERS_MAX, load_record, spec};
@@ -99,11 +100,13 @@ pub(super) fn session(backfill: &Arc<Backfill>, state: &State, epoch: u32) -> Bo
         jobs.by_id.insert(record.id.clone(), Handle::new(record, stats, mine));
     }
     drop(jobs);
+    let live = Arc::new(Live::new());
     let runner = Runner {
         backfill: backfill.clone(),
         epoch,
         steps,
         windows: Arc::default(),
+        live: live.clone(),
         announced,
         active: JoinSet::new(),
         waiting: left,
@@ -111,7 +114,7 @@ pub(super) fn session(backfill: &Arc<Backfill>, state: &State, epoch: u32) -> Bo
         brakes: None,
     };
     let busy = !runner.waiting.is_empty();
-    Box::new(ReadHook::new(receiver, epoch, busy).owning(tokio::spawn(runner.run(orders))))
+    Box::new(ReadHook::new(receiver, epoch, busy, live).owning(tokio::spawn(runner.run(orders))))
 }
 
 impl Handle {
@@ -125,6 +128,7 @@ struct Runner {
     epoch: u32,
     steps: mpsc::Sender<Step>,
     windows: Arc<AtomicU64>,
+    live: Arc<Live>,
     announced: bool,
     active: JoinSet<(String, Outcome, Vec<Cursor>)>,
     /// Jobs that wait for their turn.
@@ -226,6 +230,7 @@ impl Runner {
             stats,
             gate,
             windows: self.windows.clone(),
+            live: self.live.clone(),
             choice: Choice {
                 columns: record.spec.columns.clone(),
                 conditions: spec::conditions(&record.spec, record.since.as_deref(), changed_at),
