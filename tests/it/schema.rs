@@ -243,7 +243,9 @@ async fn partitions_are_their_root_whatever_is_attached() {
     bench.each("INSERT INTO sales VALUES (3, '2026-02-03', 3); UPDATE sales_2 SET n = 4 WHERE id = 3").await;
     // Over a partition's border an update is a delete and an insert in the server itself.
     bench.each("UPDATE sales SET at = '2026-02-05' WHERE id = 1; UPDATE sales SET n = 9 WHERE id = 1").await;
-    bench.each("ALTER TABLE sales DETACH PARTITION sales_2; INSERT INTO sales_2 VALUES (50, '2026-02-09', 5); DROP TABLE sales_2").await;
+    // Version 14 goes on sending what a partition is given after it was detached, until the next session.
+    let given = if bench.major >= 15 { "INSERT INTO sales_2 VALUES (50, '2026-02-09', 5);" } else { "" };
+    bench.each(&format!("ALTER TABLE sales DETACH PARTITION sales_2; {given} DROP TABLE sales_2")).await;
     bench.each("INSERT INTO sales VALUES (6, '2026-01-06', 6)").await;
     let events = bench.events().await;
     assert!(events.iter().all(|e| e.table() == "sales"), "{:?}", told(&events));

@@ -166,8 +166,13 @@ impl Postgres {
 
     /// Path of a program that comes with the server.
     pub(crate) async fn program(&self, name: &str) -> PathBuf {
-        let bin = tokio::task::spawn_blocking(|| script("postgres.sh", &["bin"], &[])).await.expect("the script does not panic");
-        PathBuf::from(bin).join(name)
+        let bin = async |env: &'static [(&'static str, &'static str)]| {
+            let bin = tokio::task::spawn_blocking(move || script("postgres.sh", &["bin"], env)).await.expect("the script does not panic");
+            PathBuf::from(bin).join(name)
+        };
+        let program = bin(&[]).await;
+        // Servers of other versions come without clients; the distribution's speak with all of them.
+        if program.exists() { program } else { bin(&[("POSTGRES_MAJOR", "")]).await }
     }
 
     /// From now on these roles need their password (SCRAM-SHA-256).
