@@ -309,7 +309,7 @@ impl Hook for ReadHook {
                 Out::Record { record, stored } => {
                     self.handed_over.0 += 1;
                     self.unstored.push_back((self.handed_over, stored));
-                    return Some(Write::Record(self.handed_over, *record));
+                    return Some(Write::Record(self.handed_over, record));
                 }
                 Out::Rows(mut rows) => {
                     let (cut, evicted) = match self.windows.next(rows.taken.id) {

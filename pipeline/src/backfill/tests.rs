@@ -771,7 +771,8 @@ fn rows_then_the_cursor_then_the_word_that_it_is_stored() {
         assert_eq!((read.row, read.id().as_str(), read.chunk.as_of), (row, id, Position::new(1, Lsn(9), 0)));
         assert!(id.parse::<EventId>().is_ok());
     }
-    let Some(Write::Record(hand_over, Record::Cursor(stored))) = hook.write() else { panic!("the cursor") };
+    let Some(Write::Record(hand_over, stored)) = hook.write() else { panic!("the cursor") };
+    let Record::Cursor(stored) = *stored else { panic!("the cursor") };
     assert_eq!((stored.chunk, stored.rows), (4, 12));
     assert_eq!(answer.try_recv(), Ok(Verdict::Written { cursor: Box::new(stored), cut: None }));
     assert!(hook.write().is_none() && !hook.watches());

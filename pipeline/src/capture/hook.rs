@@ -20,7 +20,7 @@ pub enum Write {
     Row(ReadRow),
     /// Once everything handed over before is confirmed in every partition, append this record to the control journal
     /// under the run's token, and report it by [`Hook::stored`] once it is read back from there under the run's fence.
-    Record(HandOver, crate::control::Record),
+    Record(HandOver, Box<crate::control::Record>),
 }
 
 /// Sees the stream and hands over rows.

@@ -57,7 +57,7 @@ struct Counts {
 struct Waiting {
     required: Box<[PublishId]>,
     hand_over: HandOver,
-    record: Record,
+    record: Box<Record>,
 }
 
 /// What lasts from message to message of one session.

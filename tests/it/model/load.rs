@@ -96,7 +96,7 @@ impl Load {
             started_at_ms: 0,
             at_ms: 0,
         };
-        self.queue.push_back(Write::Record(HandOver(self.next), Record::Cursor(cursor)));
+        self.queue.push_back(Write::Record(HandOver(self.next), Box::new(Record::Cursor(cursor))));
     }
 }
 
