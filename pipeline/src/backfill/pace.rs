@@ -83,7 +83,9 @@ impl Pace {
     fn aim(&mut self, time: Duration) {
         if time < self.time {
             let share = time.as_secs_f64() / self.time.as_secs_f64();
-            self.rows = ((f64::from(self.rows) * share) as u32).max(1);
+            // Beside a live stream a chunk may be short, but not so short that its statements are all it costs.
+            let least = if time == Self::LIVE { Self::FIRST.min(self.rows) } else { 1 };
+            self.rows = ((f64::from(self.rows) * share) as u32).max(least);
         }
         self.time = time;
     }
@@ -98,7 +100,9 @@ impl Pace {
         let factor = by_time.min(by_bytes);
         // What was read, not what was asked for: the last chunk of a table is short.
         let wanted = (rows as f64 * factor).min(f64::from(self.rows) * 2.0);
-        self.rows = (wanted as u32).clamp(1, Self::MAX);
+        // A busy server takes longer than that for the statements around a chunk: fewer rows would not make it faster.
+        let least = if self.time == Self::LIVE { (rows as f64 * by_bytes).min(f64::from(Self::FIRST)) as u32 } else { 1 };
+        self.rows = (wanted as u32).clamp(least.max(1), Self::MAX);
     }
 
     /// Learns that a chunk took too long or changed too much while it was read.
@@ -132,9 +136,13 @@ mod tests {
         pace.trickle(false);
         assert_eq!(pace.rows(), 1_600);
         pace.at_full_speed(true);
-        assert_eq!(pace.rows(), 240);
+        assert_eq!(pace.rows(), 500, "not so small that only its statements cost");
+        pace.read(500, 50_000, Duration::from_millis(40));
+        assert_eq!(pace.rows(), 500);
+        pace.read(8, Pace::BYTES_MAX, Duration::from_millis(2));
+        assert_eq!(pace.rows(), 4, "but for large rows");
         pace.at_full_speed(false);
-        pace.read(240, 24_000, Duration::from_millis(3));
-        assert_eq!(pace.rows(), 480, "it grows again by what it finds");
+        pace.read(4, 400, Duration::from_millis(3));
+        assert_eq!(pace.rows(), 8, "it grows again by what it finds");
     }
 }
