@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use tillstream_schemas::event_id::ReadId;
@@ -12,7 +13,6 @@ use tillstream_schemas::{Lsn, Position, TableSchema};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::pace::Live;
 use super::stats::Stats;
 use super::window::{Again, Chunk, Closed, Next, Opening, WindowId, Windows, as_of, as_of_passed};
 use crate::capture::hook::{HandOver, Hook, Write};
@@ -123,13 +123,14 @@ pub(super) struct ReadHook {
     handed_over: HandOver,
     unstored: VecDeque<(HandOver, oneshot::Sender<()>)>,
     busy: bool,
-    live: Arc<Live>,
+    /// Whether the stream brings changes at present: the engine tells, the readers ask.
+    live: Arc<AtomicBool>,
     runner: Option<JoinHandle<()>>,
 }
 
 impl ReadHook {
     /// A hook that does what comes through `steps`. `busy` is whether something is going to be read at once.
-    pub(super) fn new(steps: mpsc::Receiver<Step>, epoch: u32, busy: bool, live: Arc<Live>) -> Self {
+    pub(super) fn new(steps: mpsc::Receiver<Step>, epoch: u32, busy: bool, live: Arc<AtomicBool>) -> Self {
         ReadHook {
             epoch,
             windows: Windows::default(),
@@ -260,6 +261,10 @@ impl Drop for ReadHook {
 }
 
 impl Hook for ReadHook {
+    fn live(&mut self, live: bool) {
+        self.live.store(live, Ordering::Relaxed);
+    }
+
     fn watches(&self) -> bool {
         self.windows.any_open()
     }
@@ -288,9 +293,7 @@ impl Hook for ReadHook {
     }
 
     fn commit(&mut self, _xid: u32, end: Lsn) {
-        if self.windows.commit() {
-            self.live.changes();
-        }
+        self.windows.commit();
         if self.busy {
             self.passed(end);
         }

@@ -1,39 +1,6 @@
 //! How many rows the next chunk reads. Pure.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
-
-/// The stream counts as live for so long after a transaction with changes.
-const LIVE_FOR: Duration = Duration::from_secs(1);
-
-/// Whether the stream brings changes at present: the hook tells, the readers ask.
-#[derive(Debug)]
-pub(super) struct Live {
-    since: Instant,
-    /// When changes came last, in milliseconds after `since`; 0 before the first.
-    at_ms: AtomicU64,
-}
-
-impl Live {
-    pub(super) fn new() -> Self {
-        Live { since: Instant::now(), at_ms: AtomicU64::new(0) }
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// A transaction with changes came by.
-    pub(super) fn changes(&self) {
-        self.at_ms.store(self.now_ms().max(1), Ordering::Relaxed);
-    }
-
-    /// Whether one did lately.
-    pub(super) fn is(&self) -> bool {
-        let at = self.at_ms.load(Ordering::Relaxed);
-        at > 0 && u128::from(self.now_ms().saturating_sub(at)) < LIVE_FOR.as_millis()
-    }
-}
+use std::time::Duration;
 
 /// Sizes chunks so that each takes about half a second and a few megabytes: short enough that a chunk's snapshot holds
 /// back no vacuum and its eviction window stays small, long enough that watermarks and cursors cost little.

@@ -9,7 +9,7 @@
 //! Never writes to the source but for the two logical messages of each chunk, and never holds a snapshot longer than
 //! one chunk. Ends when its hook is dropped.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::gate::{Gate, Halt, Speed};
 use super::hook::{Step, Taken, Verdict};
-use super::pace::{Live, Pace};
+use super::pace::Pace;
 use super::plan;
 use super::read::{Failure, Read, Session, Unread, joined, of_standby};
 use super::sql::{Choice, ChunkedTable, Refusal, Source};
@@ -47,7 +47,7 @@ pub(super) struct Shared {
     /// Names windows; shared by all jobs of a session.
     pub(super) windows: Arc<AtomicU64>,
     /// Whether the stream brings changes meanwhile.
-    pub(super) live: Arc<Live>,
+    pub(super) live: Arc<AtomicBool>,
     pub(super) choice: Choice,
     pub(super) connector: Option<String>,
     /// Keys asked for; empty when a job reads ranges.
@@ -173,9 +173,11 @@ impl Reader {
         let mut unstored: Option<oneshot::Receiver<()>> = None;
         while !cursor.done {
             let (rows, took) = std::mem::take(&mut self.last);
-            match self.shared.gate.pass(rows, took).await {
-                Ok(Speed::Full) => self.pace.at_full_speed(self.shared.live.is()),
-                Ok(Speed::Trickle) => self.pace.trickle(self.shared.live.is()),
+            let passed = self.shared.gate.pass(rows, took).await;
+            let live = self.shared.live.load(Ordering::Relaxed);
+            match passed {
+                Ok(Speed::Full) => self.pace.at_full_speed(live),
+                Ok(Speed::Trickle) => self.pace.trickle(live),
                 Err(Halt) => {
                     settle(&mut unstored).await?;
                     return Ok(Ended::Halted);

@@ -3,7 +3,7 @@
 //! Its task ends with the hook, and all jobs with it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -13,7 +13,6 @@ use super::brakes::Brakes;
 use super::gate::{Gate, Wanted};
 use super::hook::{ReadHook, STEPS_MAX, Step};
 use super::job::{Job, Outcome};
-use super::pace::Live;
 use super::reader::Shared;
 use super::sql::Choice;
 use super::{Backfill, Change, Handle, INITIAL_LOAD, INITIAL_LOAD_ID, READERS_DEFAULT, READERS_MAX, load_record, spec};
@@ -100,7 +99,7 @@ pub(super) fn session(backfill: &Arc<Backfill>, state: &State, epoch: u32) -> Bo
         jobs.by_id.insert(record.id.clone(), Handle::new(record, stats, mine));
     }
     drop(jobs);
-    let live = Arc::new(Live::new());
+    let live = Arc::<AtomicBool>::default();
     let runner = Runner {
         backfill: backfill.clone(),
         epoch,
@@ -128,7 +127,7 @@ struct Runner {
     epoch: u32,
     steps: mpsc::Sender<Step>,
     windows: Arc<AtomicU64>,
-    live: Arc<Live>,
+    live: Arc<AtomicBool>,
     announced: bool,
     active: JoinSet<(String, Outcome, Vec<Cursor>)>,
     /// Jobs that wait for their turn.

@@ -746,7 +746,7 @@ fn taken(keys: &[&str], stored: oneshot::Sender<()>) -> Step {
 fn rows_then_the_cursor_then_the_word_that_it_is_stored() {
     let table = schema();
     let (steps, receiver) = mpsc::channel(STEPS_MAX);
-    let mut hook = ReadHook::new(receiver, 1, true, Arc::new(super::pace::Live::new()));
+    let mut hook = ReadHook::new(receiver, 1, true, Arc::default());
     let (verdict, mut answer) = oneshot::channel();
     let (stored, mut is_stored) = oneshot::channel();
     steps.try_send(Step::Open { id: 1, opening: opening(&table), verdict }).expect("room");
@@ -784,7 +784,7 @@ fn rows_then_the_cursor_then_the_word_that_it_is_stored() {
 #[test]
 fn the_engine_is_woken_for_a_record_and_left_alone_otherwise() {
     let (steps, receiver) = mpsc::channel(STEPS_MAX);
-    let mut hook = ReadHook::new(receiver, 1, false, Arc::new(super::pace::Live::new()));
+    let mut hook = ReadHook::new(receiver, 1, false, Arc::default());
     let mut cx = Context::from_waker(Waker::noop());
     assert_eq!(hook.poll(&mut cx), Poll::Pending);
     assert!(hook.is_done());

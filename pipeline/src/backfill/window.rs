@@ -294,15 +294,14 @@ impl Windows {
         }
     }
 
-    /// It ends. Answers whether it brought changes, as far as anybody looked.
-    pub(super) fn commit(&mut self) -> bool {
+    /// It ends.
+    pub(super) fn commit(&mut self) {
         if let Some(xid) = self.current.take()
             && self.watching
             && (self.changes || !self.looks)
         {
             self.delivered.add(self.count, xid);
         }
-        std::mem::take(&mut self.changes)
     }
 
     /// Opens a window.

@@ -25,6 +25,9 @@ pub enum Write {
 
 /// Sees the stream and hands over rows.
 pub trait Hook: Send {
+    /// Whether the stream brings changes at present: told in every round, for those who read beside it.
+    fn live(&mut self, live: bool);
+
     /// Whether it wants to see rows at present. Asked between transactions, so that an idle hook costs nothing per row.
     fn watches(&self) -> bool;
 

@@ -174,6 +174,9 @@ impl Streaming {
             }
             let now = Instant::now();
             self.turns.events(stats.events.load(Relaxed), now);
+            if let Some(hook) = self.intake.hook() {
+                hook.live(self.turns.is_live(now));
+            }
             if self.hook_may_write(now) {
                 self.hook_has_more = self.intake.take_from_hook(HOOK_BYTES);
                 self.turns.wrote(now, self.intake.appender.required());

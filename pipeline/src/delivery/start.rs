@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tillstream_connectors::sink::{LaneId, Sink, SinkError};
 use tillstream_schemas::entry::Records;
 use tillstream_schemas::{Entry, Kind};
-use tokio::time::{Duration, Instant, sleep};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::DeliveryError;
@@ -18,17 +18,11 @@ use super::settlement::Point;
 use super::stats::{ConnectorState, ConnectorStats};
 use crate::config;
 use crate::control::{Checkpoint, Follower};
-use crate::journal::{Bounds, From, Journal, Log, Offset, Reader};
+use crate::journal::{ASK_AGAIN, Bounds, END_PATIENCE, From, Journal, Log, Offset, Reader};
 use crate::retry::Delays;
 
 /// How far back a place is looked for first, in entries: more than a broker holds unsynced in a second or two.
 const LOOK_BACK: u64 = 100_000;
-
-/// A log that is empty although something was read of it is asked again for so long.
-const EMPTY_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often it is asked meanwhile.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What a partition's task needs to know.
 pub(super) struct Context {
@@ -127,7 +121,7 @@ impl Context {
         };
         // A broker that comes back may say for a moment that there is nothing.
         let asked = Instant::now();
-        while bounds.is_none() && point.offset > Offset(0) && asked.elapsed() < EMPTY_PATIENCE {
+        while bounds.is_none() && point.offset > Offset(0) && asked.elapsed() < END_PATIENCE {
             sleep(ASK_AGAIN).await;
             bounds = self.journal.bounds(log).await?;
         }

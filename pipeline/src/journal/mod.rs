@@ -17,6 +17,13 @@ pub mod local;
 pub mod rabbit;
 mod window;
 
+/// A log that seems to end before what was read of it is asked again for so long: a broker that comes back says for a moment that nothing is
+/// confirmed, as if the log were empty.
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it is asked meanwhile.
+pub(crate) const ASK_AGAIN: Duration = Duration::from_millis(200);
+
 /// One of the journal's logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Log {

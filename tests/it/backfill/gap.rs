@@ -83,6 +83,8 @@ impl PlainHook {
 }
 
 impl Hook for PlainHook {
+    fn live(&mut self, _live: bool) {}
+
     fn watches(&self) -> bool {
         true
     }

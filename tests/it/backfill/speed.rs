@@ -71,7 +71,7 @@ async fn throughput(kind: &str, broker: Option<&RabbitMq>, rabbitmq: &str, wante
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_a_second_into_rabbitmq_beside_copy() {
-    throughput("rabbitmq", Some(RabbitMq::shared().await), "", 0.0).await;
+    throughput("rabbitmq", Some(RabbitMq::shared().await), "", 0.5).await;
     throughput("rabbitmq, lz4", Some(RabbitMq::shared().await), ", compression: lz4", 0.5).await;
 }
 

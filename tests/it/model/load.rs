@@ -101,6 +101,8 @@ impl Load {
 }
 
 impl Hook for Load {
+    fn live(&mut self, _live: bool) {}
+
     fn watches(&self) -> bool {
         true
     }

@@ -10,27 +10,20 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Duration, Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, warn};
 
 use super::chunk;
 use super::connection::{Connection, REQUEST_TIMEOUT, SharedBroker, Start, Stats};
 use super::frame::{Incoming, code};
 use super::patience::Patience;
-use crate::journal::{Chunk, From, JournalError, Offset, Reader};
+use crate::journal::{ASK_AGAIN, Chunk, END_PATIENCE, From, JournalError, Offset, Reader};
 
 /// Bytes that may be under way or waiting, beside one chunk that is larger: some round trips of full speed, times every reader of a process.
 const AHEAD_BYTES: usize = 4 << 20;
 
 /// The most chunks under way: live chunks are small, and one round trip for each would be slow.
 const AHEAD_CHUNKS: usize = 32;
-
-/// A stream that seems to end before what was read of it is asked again for so long: a node that comes back says for a moment that nothing is
-/// confirmed, as if the stream were empty.
-const END_PATIENCE: Duration = Duration::from_secs(5);
-
-/// How often it is asked meanwhile.
-const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 pub(super) struct RabbitReader {
     deliveries: mpsc::Receiver<Result<Delivery, JournalError>>,
