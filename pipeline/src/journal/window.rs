@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
 use super::{Batch, JournalError, Log, PublishId};
@@ -116,6 +117,15 @@ impl Window {
         if let Some(lane) = self.state().logs.get_mut(&log) {
             lane.taken = 0;
         }
+    }
+
+    /// The batches that a journal must hold one of at its end when it says that `stored` was the last it took: the newest unconfirmed one
+    /// up to there, and what may have followed. None when nothing unconfirmed is meant, or when `stored` is another writer's.
+    pub(super) fn claimed(&self, log: Log, stored: PublishId) -> Vec<Bytes> {
+        let state = self.state();
+        let Some(lane) = state.logs.get(&log).filter(|lane| stored <= lane.handed) else { return Vec::new() };
+        let newest = lane.pending.partition_point(|p| p.id <= stored);
+        lane.pending.range(newest.saturating_sub(1)..).filter(|_| newest > 0).map(|p| p.batch.bytes.clone()).collect()
     }
 
     /// The watermark of a log.
@@ -266,8 +276,6 @@ impl Drop for Handle {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
 
     const LIMITS: Limits = Limits { bytes_max: 30, batches_max: 4, batch_bytes_max: 100 };
@@ -305,6 +313,23 @@ mod tests {
         assert_eq!((handle.confirmed(LOG), handle.unconfirmed_bytes()), (PublishId(10), 0));
         handle.progress().await.unwrap();
         assert!(handle.unconfirmed_age().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_a_journal_says_it_took_can_be_looked_for() {
+        let window = Window::new(LIMITS);
+        let handle = window.handle();
+        for (id, len) in [(3, 6), (5, 7), (9, 8)] {
+            handle.append(LOG, PublishId(id), batch(len)).await.unwrap();
+        }
+        let claimed = |stored| window.claimed(LOG, PublishId(stored)).iter().map(Bytes::len).collect::<Vec<_>>();
+        assert_eq!(claimed(2), [0; 0], "nothing of ours");
+        assert_eq!(claimed(3), [6, 7, 8]);
+        assert_eq!(claimed(8), [7, 8]);
+        assert_eq!(claimed(9), [8]);
+        assert_eq!(claimed(10), [0; 0], "another writer's");
+        window.confirm(LOG, [PublishId(3), PublishId(5)]);
+        assert_eq!(claimed(5), [0; 0], "confirmed before");
     }
 
     #[tokio::test]

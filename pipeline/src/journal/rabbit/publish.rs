@@ -8,7 +8,7 @@
 //!
 //! A batch is one sub-entry batch under one publishing id: stored or dropped as a whole. After a lost connection everything
 //! unconfirmed is sent again, in order, under the same ids, before anything new; the broker drops and confirms what it already has.
-//! A broker that comes back without what it had confirmed ends the writer: the gap is its owner's to fill.
+//! A broker that comes back without what it had confirmed, or without what it says it has, ends the writer: the gap is its owner's to fill.
 
 use std::collections::BTreeSet;
 use std::io::IoSlice;
@@ -24,6 +24,7 @@ use tracing::{debug, warn};
 use super::Names;
 use super::chunk::{ENTRY_HEADER, seal};
 use super::connection::{Connection, FrameReader, Halves, SharedBroker, closed, goodbye, heartbeat};
+use super::deliver::last;
 use super::frame::{Frame, Incoming, code, code_error, key};
 use super::patience::Patience;
 use crate::config::Compression;
@@ -82,6 +83,23 @@ impl RabbitWriter {
     }
 }
 
+impl Shared {
+    /// Whether the stream ends with a batch of ours when the broker says that it took unconfirmed ones, up to `stored`.
+    ///
+    /// It can be wrong about that: at a new segment RabbitMQ (4.0.5; `osiris_writer:handle_batch/2`) first writes a snapshot of
+    /// the publishers' ids, and those of the entries that it is about to write are among them. Killed in between, it comes back without the
+    /// entries, takes them for repeats when they are sent again, and confirms them.
+    async fn holds_claimed(&self, log: Log, stream: &str, stored: PublishId) -> Result<bool, JournalError> {
+        let claimed = self.window.claimed(log, stored);
+        if claimed.is_empty() {
+            return Ok(true);
+        }
+        let (_, last) = last(self.broker.connect_to_leader(stream).await?, stream).await?;
+        // After another producer's entry this says no where it might say yes: then what is there is read again, and nothing is lost.
+        Ok(last.is_some_and(|last| claimed.contains(&last.bytes)))
+    }
+}
+
 #[async_trait]
 impl Writer for RabbitWriter {
     async fn append(&mut self, log: Log, id: PublishId, batch: Batch) -> Result<(), JournalError> {
@@ -122,8 +140,9 @@ async fn run(shared: Arc<Shared>, log: Log, stream: String) {
         let session = async {
             let mut connection = shared.broker.connect_to_leader(&stream).await?;
             connection.declare_publisher(&shared.producer.0, &stream).await?;
-            let stored = connection.publisher_sequence(&shared.producer.0, &stream).await?;
-            Ok((connection, PublishId(stored)))
+            let stored = PublishId(connection.publisher_sequence(&shared.producer.0, &stream).await?);
+            let whole = stored >= shared.window.confirmed(log) && shared.holds_claimed(log, &stream, stored).await?;
+            Ok((connection, whole))
         };
         // Connecting may take long; a writer that is dropped meanwhile has nothing to say any more.
         let connected = tokio::select! {
@@ -131,13 +150,13 @@ async fn run(shared: Arc<Shared>, log: Log, stream: String) {
             _ = gone.wait_for(|_| shared.window.is_closed()) => return,
         };
         let ended = match connected {
-            Ok((_, stored)) if stored < shared.window.confirmed(log) => {
-                // The broker lost what it had confirmed but not synced. Going on would leave a gap; whoever writes has to look at
-                // the tail again, and may still be able to write what is missing.
-                warn!(%stream, "the broker has lost entries that it had confirmed");
-                return shared.window.fail(JournalError::Unavailable(format!("stream {stream} has lost entries that it had confirmed")));
+            Ok((_, false)) => {
+                // The broker lost what it had confirmed but not synced, or counts what it never stored. Going on would leave a gap;
+                // whoever writes has to look at the tail again, and may still be able to write what is missing.
+                warn!(%stream, "the broker has lost entries that it had taken");
+                return shared.window.fail(JournalError::Unavailable(format!("stream {stream} has lost entries that it had taken")));
             }
-            Ok((connection, _)) => {
+            Ok((connection, true)) => {
                 debug!(%stream, broker = %connection.address(), "publishing");
                 shared.window.rewind(log);
                 let before = shared.window.confirmed(log);
