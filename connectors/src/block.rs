@@ -44,7 +44,7 @@ impl<'a> Block<'a> {
         match self.get(key) {
             Some(Value::String(text)) if !text.is_empty() => Some(text),
             Some(_) => {
-                problems.push(problem(&self.path(key), "must be a text that is not empty", None));
+                problems.push(problem(&self.path(key), "must be a text that is not empty", Some("quote it".into())));
                 None
             }
             None => {
@@ -64,7 +64,7 @@ impl<'a> Block<'a> {
             Some(Value::String(text)) if text == "no" || text == "false" => false,
             Some(Value::String(text)) if text == "yes" || text == "true" => true,
             Some(_) => {
-                problems.push(problem(&self.path(key), "must be true or false", None));
+                problems.push(problem(&self.path(key), "must be true or false", Some("write true or false".into())));
                 default
             }
         }
@@ -152,7 +152,7 @@ fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-fn closest<'w>(word: &str, known: &[&'w str]) -> Option<&'w str> {
+pub(crate) fn closest<'w>(word: &str, known: &[&'w str]) -> Option<&'w str> {
     let scored = known.iter().map(|k| (strsim::damerau_levenshtein(word, k), *k));
     scored.filter(|(distance, k)| *distance <= (k.len().max(word.len()) / 3).max(1)).min_by_key(|(distance, _)| *distance).map(|(_, k)| k)
 }

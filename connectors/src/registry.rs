@@ -52,10 +52,11 @@ pub trait Kind: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Checks the block under the key (secrets already resolved) and reports every problem at once. Pure: touches no network and no file.
+    /// `mapped` says that the connector has a `map`, so that every item comes with the JSON to send.
     ///
     /// # Errors
     /// All problems found.
-    fn validate(&self, block: &Value) -> Result<Arc<dyn Target>, Vec<Problem>>;
+    fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>>;
 }
 
 /// The kinds a program offers.

@@ -17,6 +17,9 @@ pub struct Item {
     pub idempotency_key: String,
     /// Orders the effects on one row: a target keeps the highest. For a backfill's row the position as of which it was read.
     pub version: Position,
+    /// What the connector's `map` made of the event, or why it could make nothing, upon which the sink answers [`Outcome::Rejected`]; `None` where
+    /// there is no `map`, and the sink says the event in its own words.
+    pub mapped: Option<Result<Arc<str>, Reason>>,
 }
 
 /// Opaque progress of one lane: a transactional sink stores it with the rows and returns it from [`Sink::resume`].

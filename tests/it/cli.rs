@@ -72,13 +72,15 @@ fn every_broken_file_is_told_all_its_faults_with_code_place_and_remedy() {
 fn every_command_has_help_with_examples_and_says_it_on_stdout() {
     let dir = scratch("help");
     let mut pages = String::new();
-    let commands: [&[&str]; 12] = [
+    let commands: [&[&str]; 14] = [
         &[],
         &["setup"],
         &["doctor"],
         &["run"],
         &["status"],
         &["tap"],
+        &["preview"],
+        &["test"],
         &["validate"],
         &["explain"],
         &["dead-letters"],
@@ -186,4 +188,53 @@ fn a_reader_that_goes_away_ends_the_command_quietly() {
     let output = Command::new("bash").args(["-c", &script]).current_dir(&dir).output().expect("bash runs");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stderr(&output), "");
+}
+
+const CRM: &str = r#"
+version: 1
+connector: crm
+from:
+  tables: [public.orders]
+  ops: [insert, update]
+when: "{{ after.state != 'draft' }}"
+map:
+  id: "{{ idempotency_key }}"
+  total: "{{ after.total | minor }}"
+  day: "{{ committed_at | business_date('America/Chicago') }}"
+  guest: {name: "{{ after.first }} {{ after.last }}"}
+tests:
+  - name: a paid order is sent in cents
+    given: {after: {state: paid, total: "12.50", first: Ada, last: Lovelace}, committed_at: "2026-11-22T08:30:00Z"}
+    expect: {id: test, total: 1250, day: "2026-11-21", guest: {name: Ada Lovelace}}
+  - name: a draft is nobody's business
+    given: {after: {state: draft}}
+    filtered: true
+  - name: an order without total is parked
+    given: {after: {state: paid, first: Ada, last: L}}
+    fails: map.total
+on_delete: ignore
+to:
+  http: {url: "https://crm.example/v1/profiles"}
+"#;
+
+#[test]
+fn tests_in_a_connector_file_pass_or_tell_what_differs() {
+    let dir = scratch("mapping-tests");
+    std::fs::write(dir.join("tillstream.yaml"), format!("{GOOD}connectors: [crm.yaml]\n")).expect("written");
+    std::fs::write(dir.join("crm.yaml"), CRM).expect("written");
+    for arguments in [&["test"][..], &["test", "crm.yaml"]] {
+        let output = tillstream(&dir, arguments);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "3 passed, 0 failed (3 crm)\n", "{}", stderr(&output));
+        assert_eq!(output.status.code(), Some(0));
+    }
+    std::fs::write(dir.join("crm.yaml"), CRM.replace("total: 1250", "total: 12.5").replace("filtered: true", "filtered: false"))
+        .expect("written");
+    let output = tillstream(&dir, &["test"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = "FAILED crm: a paid order is sent in cents\n  - total: 12.5\n  + total: 1250\n\
+                FAILED crm: a draft is nobody's business\n  expected to be delivered\n  it is filtered\n1 passed, 2 failed (3 crm)\n";
+    assert_eq!(String::from_utf8_lossy(&output.stdout), said);
+    let output = tillstream(&dir, &["test", "--format", "json"]);
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((output.status.code(), told["passed"].as_u64(), told["failed"].as_array().map(Vec::len)), (Some(1), Some(1), Some(2)));
 }

@@ -63,16 +63,16 @@ impl Kind for HttpKind {
         "http"
     }
 
-    fn validate(&self, block: &Value) -> Result<Arc<dyn Target>, Vec<Problem>> {
+    fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
-        match read(block, &mut problems) {
+        match read(block, mapped, &mut problems) {
             Some(config) if problems.is_empty() => Ok(Arc::new(HttpTarget::new(config))),
             _ => Err(problems),
         }
     }
 }
 
-fn read(value: &Value, problems: &mut Vec<Problem>) -> Option<HttpConfig> {
+fn read(value: &Value, mapped: bool, problems: &mut Vec<Problem>) -> Option<HttpConfig> {
     let block = Block::new(value, "", &KEYS, problems)?;
     let url = block.text("url", Some("url: https://api.example/v1/events"), problems).and_then(|text| read_url(text, problems));
     let method = block.choice("method", &METHODS, problems).unwrap_or("POST");
@@ -91,7 +91,7 @@ fn read(value: &Value, problems: &mut Vec<Problem>) -> Option<HttpConfig> {
     }
     let bounds = (Duration::from_millis(100), Duration::from_secs(600));
     let timeout = block.duration("timeout", Duration::from_secs(10), bounds, problems);
-    let tables = read_columns(&block, problems);
+    let tables = if mapped { no_columns(&block, problems) } else { read_columns(&block, problems) };
     let client = Client::builder()
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -208,9 +208,16 @@ fn read_auth(block: &Block<'_>, problems: &mut Vec<Problem>) -> Option<HeaderVal
     value
 }
 
+fn no_columns(block: &Block<'_>, problems: &mut Vec<Problem>) -> BTreeMap<(String, String), Columns> {
+    if block.get("columns").is_some() {
+        problems.push(problem("columns", "says what is sent, and so does the connector's `map`", Some("keep one of the two".into())));
+    }
+    BTreeMap::new()
+}
+
 fn read_columns(block: &Block<'_>, problems: &mut Vec<Problem>) -> BTreeMap<(String, String), Columns> {
     let mut tables = BTreeMap::new();
-    let entries = block.entries("columns", Some("columns: {public.loyalty_txn: [id, points]}"), problems);
+    let entries = block.entries("columns", Some("columns: {public.loyalty_txn: [id, points]}` here or `map: {…}` beside `to"), problems);
     if entries.is_empty() && block.get("columns").is_some() {
         problems.push(problem("columns", "lists no table", None));
     }
@@ -263,7 +270,7 @@ mod tests {
     fn a_block_becomes_a_target() {
         let block = json!({"url": "https://api.example/v1/events", "auth": {"bearer": "t"}, "headers": {"x-tenant": "north"},
             "timeout": "3s", "columns": {"public.loyalty_txn": ["id", "points"]}});
-        let target = HttpKind.validate(&block).expect("valid");
+        let target = HttpKind.validate(&block, false).expect("valid");
         assert_eq!(target.plan().idempotency, Idempotency::Key);
         assert_eq!(target.plan().columns, [("public.loyalty_txn".to_owned(), vec!["id".to_owned(), "points".to_owned()])]);
     }
@@ -272,7 +279,7 @@ mod tests {
     fn every_problem_is_named_and_no_secret_is_shown() {
         let block = json!({"url": "http://api.example/", "mod": "batch", "method": "GET", "auth": {"bearer": "hunter2"},
             "headers": {"Content-Type": "text/plain", "authorization": "hunter2", "a b": "c"}, "columns": {"loyalty": ["id", "id"]}});
-        let problems = HttpKind.validate(&block).expect_err("broken");
+        let problems = HttpKind.validate(&block, false).expect_err("broken");
         let paths: Vec<_> = problems.iter().map(|p| p.path.as_str()).collect();
         let expected = [
             "mod",
@@ -288,5 +295,14 @@ mod tests {
             assert!(paths.contains(&path), "{path} in {paths:?}");
         }
         assert!(!format!("{problems:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_map_takes_the_place_of_columns() {
+        let block = json!({"url": "https://api.example/v1/events"});
+        assert!(HttpKind.validate(&block, true).expect("valid").plan().columns.is_empty());
+        assert_eq!(HttpKind.validate(&block, false).expect_err("no columns")[0].path, "columns");
+        let both = json!({"url": "https://api.example/v1/events", "columns": {"public.loyalty_txn": ["id"]}});
+        assert_eq!(HttpKind.validate(&both, true).expect_err("both")[0].path, "columns");
     }
 }

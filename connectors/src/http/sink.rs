@@ -49,6 +49,10 @@ impl HttpSink {
     }
 
     fn write(&self, item: &Item, out: &mut String) -> Result<(), SinkError> {
+        if let Some(Ok(mapped)) = &item.mapped {
+            out.push_str(mapped);
+            return Ok(());
+        }
         let (schema, table) = (item.event.schema().unwrap_or_default(), item.event.table().unwrap_or_default());
         match self.config.tables.get(&(schema.to_owned(), table.to_owned())) {
             Some(columns) => body::write(item, columns, out),
@@ -96,8 +100,8 @@ impl HttpSink {
             if !outcomes.is_empty() && (begun.elapsed() >= self.config.timeout || self.is_paused()) {
                 break;
             }
-            if !body::has_table(&item.event) {
-                outcomes.push(no_table());
+            if let Some(refused) = unsendable(item) {
+                outcomes.push(refused);
                 continue;
             }
             let mut text = String::new();
@@ -126,7 +130,7 @@ impl HttpSink {
         let mut texts = Vec::with_capacity(batch.items.len());
         for item in &batch.items {
             let mut text = String::new();
-            if body::has_table(&item.event) {
+            if unsendable(item).is_none() {
                 self.write(item, &mut text)?;
             }
             texts.push(text);
@@ -191,12 +195,12 @@ fn halves(range: &Range<usize>) -> [Range<usize>; 2] {
 /// Outcomes of a list that was taken: by item where the target tells, else all applied.
 fn results(items: &[Item], body: Option<&Value>) -> Vec<Outcome> {
     let Some(results) = body.and_then(|b| b.get("results")).and_then(Value::as_array) else {
-        return items.iter().map(|i| if body::has_table(&i.event) { Outcome::Delivered } else { no_table() }).collect();
+        return items.iter().map(|i| unsendable(i).unwrap_or(Outcome::Delivered)).collect();
     };
     let by_id: HashMap<&str, &Value> = results.iter().filter_map(|r| Some((r.get("id")?.as_str()?, r))).collect();
     let outcome = |i: &Item| {
-        if !body::has_table(&i.event) {
-            return no_table();
+        if let Some(refused) = unsendable(i) {
+            return refused;
         }
         let result = by_id.get(i.idempotency_key.as_str());
         let status = result.and_then(|r| r.get("status")).and_then(Value::as_u64).and_then(|s| u16::try_from(s).ok());
@@ -208,8 +212,14 @@ fn results(items: &[Item], body: Option<&Value>) -> Vec<Outcome> {
     items.iter().map(outcome).collect()
 }
 
-fn no_table() -> Outcome {
-    Outcome::Rejected(Reason { code: "http.no_table".into(), message: "a logical message belongs to no table".into() })
+/// Why there is nothing to send of an item.
+fn unsendable(item: &Item) -> Option<Outcome> {
+    match &item.mapped {
+        Some(Ok(_)) => None,
+        Some(Err(reason)) => Some(Outcome::Rejected(reason.clone())),
+        None if body::has_table(&item.event) => None,
+        None => Some(Outcome::Rejected(Reason { code: "http.no_table".into(), message: "a logical message belongs to no table".into() })),
+    }
 }
 
 /// Reads an answer up to the bound.

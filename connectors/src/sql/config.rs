@@ -49,8 +49,12 @@ impl Kind for SqlKind {
         "sql"
     }
 
-    fn validate(&self, block: &Value) -> Result<Arc<dyn Target>, Vec<Problem>> {
+    fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
+        if mapped {
+            let help = "remove `map`, or deliver to a kind that takes JSON".to_owned();
+            problems.push(problem("", "takes the columns that `tables` lists, and no `map`", Some(help)));
+        }
         let config = read(block, &mut problems);
         match config {
             Some(config) if problems.is_empty() => Ok(Arc::new(SqlTarget::new(config))),
@@ -160,7 +164,7 @@ mod tests {
             "public.stock_txn": {"into": "stock.txn", "key": ["id"], "columns": ["id", "qty"]},
             "public.order": {"key": ["id"], "columns": []},
         }});
-        let target = SqlKind.validate(&block).expect("valid");
+        let target = SqlKind.validate(&block, false).expect("valid");
         let expected = [("public.order", vec!["id"]), ("public.stock_txn", vec!["id", "qty"])];
         let columns: Vec<_> =
             target.plan().columns.iter().map(|(t, c)| (t.as_str(), c.iter().map(String::as_str).collect::<Vec<_>>())).collect();
@@ -174,7 +178,7 @@ mod tests {
             "public.a": {"key": [], "columns": ["_version", 7]},
             "public.b": {"keys": ["id"], "columns": ["id"]},
         }});
-        let problems = SqlKind.validate(&block).expect_err("broken");
+        let problems = SqlKind.validate(&block, false).expect_err("broken");
         let paths: Vec<_> = problems.iter().map(|p| p.path.as_str()).collect();
         for path in ["tabels", "url", "timeout", "tables.stock", "tables.public.a.columns.1", "tables.public.b.keys", "tables.public.b.key"]
         {

@@ -301,6 +301,9 @@ pub(super) fn translate<'a>(
     tables: &HashMap<(String, String), usize>,
     layouts: &[Layout],
 ) -> Result<Result<Translated<'a>, Reason>, SinkError> {
+    if let Some(Err(reason)) = &item.mapped {
+        return Ok(Err(reason.clone()));
+    }
     let event: &Event = &item.event;
     let (Some(schema), Some(table)) = (event.schema(), event.table()) else {
         return Ok(Err(Reason { code: "sql.no_table".into(), message: "a logical message belongs to no table".into() }));

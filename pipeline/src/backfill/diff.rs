@@ -294,7 +294,7 @@ impl Sides {
             let mut body = Vec::new();
             encode::read(&mut body, &read);
             let event = Event::parse(body.into()).map_err(|e| Refused { code: e.code(), what: e.to_string() })?;
-            items.push(Item { version: event.version(), event: Arc::new(event), idempotency_key: String::new() });
+            items.push(Item { version: event.version(), event: Arc::new(event), idempotency_key: String::new(), mapped: None });
         }
         let differing = self.target.differing(&items).await.map_err(target)?;
         Ok(differing.into_iter().filter_map(|row| self.chunked.key_of(rows, row)).collect())

@@ -9,11 +9,13 @@ mod doctor;
 mod epoch;
 mod explain;
 mod output;
+mod preview;
 mod run;
 mod schema;
 mod setup;
 mod status;
 mod tap;
+mod test;
 mod validate;
 
 use std::path::{Path, PathBuf};
@@ -86,6 +88,8 @@ enum Command {
     Status(status::Arguments),
     /// Show the events of the journal as they are stored
     Tap(tap::Arguments),
+    /// Show what a connector would make of stored events, and deliver none
+    Preview(preview::Arguments),
     #[command(subcommand)]
     Backfill(backfill::Command),
     /// Compare a table with what a connector's target holds
@@ -98,6 +102,8 @@ enum Command {
     Schema(schema::Command),
     /// Check configuration files: syntax, keys, references, and the live catalogue
     Validate(validate::Arguments),
+    /// Run the tests that stand in connector files
+    Test(test::Arguments),
     /// Print (or run) the SQL that prepares the source database
     Setup(setup::Arguments),
     /// Check the source database and say what to mend
@@ -154,6 +160,8 @@ impl Command {
             Command::Status(arguments) => arguments.format,
             Command::Validate(arguments) => arguments.format,
             Command::Tap(arguments) => arguments.failure_format(),
+            Command::Preview(arguments) => arguments.format,
+            Command::Test(arguments) => arguments.format,
             Command::Backfill(command) => command.format(),
             Command::Diff(arguments) => arguments.format,
             Command::DeadLetters(command) => command.format(),
@@ -170,6 +178,8 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Run(arguments) => run::run(arguments, &settings, &registry).await,
         Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
+        Command::Preview(arguments) => preview::run(arguments, &registry).await,
+        Command::Test(arguments) => test::run(&arguments, &registry),
         Command::Backfill(command) => backfill::run(command, &settings, &registry).await,
         Command::Diff(arguments) => diff::run(arguments, &settings, &registry).await,
         Command::DeadLetters(command) => dead_letters::run(command, &registry).await,

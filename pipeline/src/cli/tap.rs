@@ -19,7 +19,7 @@ use crate::journal::{self, Chunk, From, Journal, Log, Offset};
 use crate::ops::failure::Failure;
 
 /// Events that may wait to be printed, for each partition: enough to keep the reader busy, little to hold.
-const QUEUE_EVENTS: usize = 256;
+pub(super) const QUEUE_EVENTS: usize = 256;
 
 /// Shows the events of the journal
 #[derive(Debug, Args)]
@@ -71,7 +71,7 @@ impl Arguments {
     }
 }
 
-fn parse_from(text: &str) -> Result<From, String> {
+pub(super) fn parse_from(text: &str) -> Result<From, String> {
     match text {
         "first" => return Ok(From::First),
         "next" => return Ok(From::Next),
@@ -88,10 +88,10 @@ fn parse_from(text: &str) -> Result<From, String> {
 }
 
 /// One event on its way to the printer.
-struct Shown {
-    partition: u16,
-    offset: Offset,
-    body: Bytes,
+pub(super) struct Shown {
+    pub(super) partition: u16,
+    pub(super) offset: Offset,
+    pub(super) body: Bytes,
 }
 
 pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(), End> {
@@ -147,7 +147,8 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
     Ok(())
 }
 
-async fn read(
+/// Hands one partition's events to a printer, up to the entry at `end` if there is one, or until the printer is gone.
+pub(super) async fn read(
     journal: Arc<dyn Journal>,
     partition: u16,
     from: From,

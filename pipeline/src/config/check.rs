@@ -47,6 +47,11 @@ pub(crate) enum Checked {
         block: serde_json::Value,
         node: Node,
     },
+    /// A value with references resolved; the node keeps the places.
+    Tree {
+        value: serde_json::Value,
+        node: Node,
+    },
 }
 
 /// A checked block: what is sound in it, by key.
@@ -251,6 +256,12 @@ impl Checker<'_> {
             Type::PerTable(of) => self.per_table(node, at, path, of, root),
             Type::PerColumn(of) => self.per_column(node, at, path, of, root),
             Type::Sink => self.sink(node, at, path),
+            Type::Tree => {
+                let before = self.problems.len();
+                let value = self.json(node, path);
+                // Of a block its key is shown, as everywhere.
+                (self.problems.len() == before).then(|| Item { span: at, value: Checked::Tree { value, node: node.clone() } })
+            }
             // YAML reads the word as nothing.
             Type::Policy if self.says_null(node) => item(Checked::Policy(Policy::Null)),
             _ => {
@@ -546,7 +557,7 @@ impl Checker<'_> {
                 None
             }
             Type::Secret => Some(Checked::Secret(text.to_owned().into())),
-            Type::List(_) | Type::PerTable(_) | Type::PerColumn(_) | Type::Block(_) | Type::OneOf(_) | Type::Sink => None,
+            Type::List(_) | Type::PerTable(_) | Type::PerColumn(_) | Type::Block(_) | Type::OneOf(_) | Type::Sink | Type::Tree => None,
         }
     }
 }

@@ -47,6 +47,8 @@ pub(crate) enum Type {
     OneOf(&'static [Key]),
     /// `{<kind of sink>: {…}}`.
     Sink,
+    /// What whoever uses it checks.
+    Tree,
 }
 
 /// Whether a key has to be there.
@@ -281,7 +283,7 @@ const RETRY: [Key; 3] = [
 ];
 
 /// Keys of a connector file.
-pub(crate) const CONNECTOR: [Key; 7] = [
+pub(crate) const CONNECTOR: [Key; 10] = [
     key("version", Type::Version, Required("version: 1"), "Version of this file format."),
     key("connector", Type::Name, Required("connector: inventory"), "Name; part of idempotency keys, metrics and checkpoints."),
     key("from", Type::Block(&FROM), Required("from: {tables: [public.orders]}"), "What is delivered."),
@@ -292,6 +294,24 @@ pub(crate) const CONNECTOR: [Key; 7] = [
         "What a deleted row does in the target; there is no default because each answer is wrong somewhere.",
     ),
     key("to", Type::Sink, Required("to: {sql: {…}}"), "The sink and its settings."),
+    key(
+        "when",
+        Type::Text,
+        Optional("all of them"),
+        "An expression that is true for the events to deliver, as `\"{{ row.active }}\"`; `row` is the row after the change, of a deleted one what is known of it.",
+    ),
+    key(
+        "map",
+        Type::Tree,
+        Optional("the sink's own form"),
+        "The JSON that is sent, for kinds that take JSON: texts may hold expressions, as `total: \"{{ after.total | minor }}\"`. Truncates are not delivered then.",
+    ),
+    key(
+        "tests",
+        Type::Tree,
+        Optional("none"),
+        "What `tillstream test` checks: a list of {name, given: {op, table, after, …}, expect: the JSON, `filtered`, `whole` or {fails: LEAF}}.",
+    ),
     key("delivery", Type::Block(&DELIVERY), Implied, "How events are grouped and how many are under way."),
     key("retry", Type::Block(&RETRY), Implied, "How failures are repeated."),
 ];
@@ -324,6 +344,7 @@ impl Type {
             Type::Block(_) => "a block of keys".to_owned(),
             Type::OneOf(keys) => format!("a block with one of {}", keys.iter().map(|k| k.name).collect::<Vec<_>>().join(", ")),
             Type::Sink => "a block with the kind of sink as its key".to_owned(),
+            Type::Tree => "a block or a list".to_owned(),
         }
     }
 }

@@ -27,13 +27,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use tillstream_connectors::mapping::{Case, Mapping};
 use tillstream_connectors::registry::Target;
 pub use tillstream_connectors::sink::OnDelete;
 use tillstream_schemas::{HashKey, Op, Policy};
 
 pub(crate) use check::nearest;
 pub use keys::reference;
-pub use raw::{CheckedFile, blame, check_files, load};
+pub use raw::{CheckedFile, blame, check_files, load, load_connectors};
 pub use report::{Code, Problem, Report};
 
 /// A whole pipeline: one source, one journal, its connectors.
@@ -277,6 +278,10 @@ pub struct Connector {
     pub ops: Vec<Op>,
     /// What a deleted row does in the target.
     pub on_delete: OnDelete,
+    /// What is wanted of them and what is sent; `None` when all are, in the sink's own form.
+    pub mapping: Option<Arc<Mapping>>,
+    /// What `tillstream test` checks.
+    pub tests: Vec<Case>,
     /// The checked `to:` block.
     pub target: Arc<dyn Target>,
     /// The kind's name, as `sql`.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
+use tillstream_connectors::mapping::{Case, Mapping};
 use tillstream_connectors::registry::{self, Registry};
 use tillstream_schemas::{HashKey, Op, Policy};
 
@@ -60,6 +61,24 @@ pub fn check_files(paths: &[PathBuf], registry: &Registry) -> Result<Vec<Checked
         }
     }
     if report.is_empty() { Ok(pipelines) } else { Err(report) }
+}
+
+/// The connectors of pipeline files, and of connector files by themselves, which are checked without knowing the source's tables.
+///
+/// # Errors
+/// Every problem of every file.
+pub fn load_connectors(paths: &[PathBuf], registry: &Registry) -> Result<Vec<Connector>, Report> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let (mut report, mut connectors) = (Report::default(), Vec::new());
+    for path in paths {
+        match is_connector(path) {
+            true => connectors.extend(read_connector(path, registry, &environment, &[], &mut report)),
+            false => {
+                connectors.extend(read_pipeline(path, registry, &environment, &mut report).into_iter().flat_map(|f| f.pipeline.connectors))
+            }
+        }
+    }
+    if report.is_empty() { Ok(connectors) } else { Err(report) }
 }
 
 /// Whether the file has the key that only connector files have.
@@ -361,7 +380,10 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
         }
         wanted.push((schema, table));
     }
-    let target = top.get("to").and_then(|item| sink(checker, item, registry, &wanted));
+    let has_map = top.get("map").is_some();
+    let mapping = mapping(checker, top);
+    let tests = tests(checker, top, &wanted, has_map);
+    let target = top.get("to").and_then(|item| sink(checker, item, registry, &wanted, has_map));
     let (from, (kind, target)) = (from?, target?);
     let ops = from.list("ops").iter().filter_map(|item| if let Checked::Text(text) = &item.value { op(text) } else { None }).collect();
     let on_delete = match top.text("on_delete")?.as_str() {
@@ -375,6 +397,8 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
         name: top.text("connector")?,
         tables: wanted,
         ops,
+        mapping: mapping?,
+        tests: tests?,
         on_delete,
         target,
         kind,
@@ -400,13 +424,63 @@ fn op(text: &str) -> Option<Op> {
     })
 }
 
+/// A connector's `when` and `map`, when it has any.
+fn mapping(checker: &mut Checker<'_>, top: &Block) -> Option<Option<Arc<Mapping>>> {
+    let tree = |item: &super::check::Item| {
+        if let Checked::Tree { value, node } = &item.value { Some((value.clone(), node.clone())) } else { None }
+    };
+    let (when, map) = (top.text("when"), top.get("map").and_then(tree));
+    if when.is_none() && map.is_none() {
+        return Some(None);
+    }
+    match Mapping::compile(when.as_deref(), map.as_ref().map(|(value, _)| value)) {
+        Ok(mapping) => Some(Some(Arc::new(mapping))),
+        Err(problems) => {
+            for problem in problems {
+                place(checker, top, problem);
+            }
+            None
+        }
+    }
+}
+
+fn tests(checker: &mut Checker<'_>, top: &Block, tables: &[(String, String)], has_map: bool) -> Option<Vec<Case>> {
+    let Some(Checked::Tree { value, .. }) = top.get("tests").map(|item| &item.value) else { return Some(Vec::new()) };
+    match Case::read(value, tables, has_map) {
+        Ok(_) if !has_map && top.get("when").is_none() => {
+            let help = Some("add a `when` or a `map`, or remove them".to_owned());
+            checker.problem(Code::BadMapping, top.get("tests")?.span, "`tests` have nothing to test".to_owned(), "here", help);
+            None
+        }
+        Ok(cases) => Some(cases),
+        Err(problems) => {
+            for problem in problems {
+                place(checker, top, problem);
+            }
+            None
+        }
+    }
+}
+
+/// Brings a problem of a mapping to its place: its path begins with a key of the file.
+fn place(checker: &mut Checker<'_>, top: &Block, problem: registry::Problem) {
+    let (key, below) = problem.path.split_once('.').unwrap_or((&problem.path, ""));
+    let Some(item) = top.get(key) else { return };
+    let span = match &item.value {
+        Checked::Tree { node, .. } => locate(node, item.span, below).0,
+        _ => item.span,
+    };
+    checker.problem(Code::BadMapping, span, problem.message, "here", problem.help);
+}
+
 /// Hands the block to its kind and brings the kind's problems back to their places.
 fn sink(
     checker: &mut Checker<'_>,
     item: &super::check::Item,
     registry: &Registry,
     wanted: &[(String, String)],
-) -> Option<(&'static str, std::sync::Arc<dyn registry::Target>)> {
+    mapped: bool,
+) -> Option<(&'static str, Arc<dyn registry::Target>)> {
     let Checked::Sink { kind: name, kind_span, block, node } = &item.value else { return None };
     let Some(kind) = registry.get(name) else {
         let names = registry.names();
@@ -417,7 +491,7 @@ fn sink(
         checker.problem(Code::UnknownKind, *kind_span, format!("unknown kind of sink `{name}`"), "not a kind", Some(help));
         return None;
     };
-    let target = match kind.validate(block) {
+    let target = match kind.validate(block, mapped) {
         Ok(target) => target,
         Err(problems) => {
             for problem in problems {
@@ -468,15 +542,16 @@ pub fn blame(file: &Path, below: &[&str], word: &str, code: Code, message: Strin
         let Some((k, v)) = entries.iter().find(|(k, _)| k.text == *name) else { break };
         (node, key) = (v, k.span);
     }
-    let span = find_word(node, word).unwrap_or(key);
+    let mentioned = |text: &str| text.contains("{{") && [format!(".{word}"), format!("'{word}'")].iter().any(|m| text.contains(m));
+    let span = find_word(node, &|text| text == word).or_else(|| find_word(node, &mentioned)).unwrap_or(key);
     document.standing(document.problem(code, span, message, "named here", Some(help)))
 }
 
-fn find_word(node: &Node, word: &str) -> Option<Span> {
+fn find_word(node: &Node, is_it: &dyn Fn(&str) -> bool) -> Option<Span> {
     match &node.value {
-        Value::Scalar { text, .. } => (text == word).then_some(node.span),
-        Value::List(items) => items.iter().find_map(|item| find_word(item, word)),
-        Value::Map(entries) => entries.iter().find_map(|(k, v)| if k.text == word { Some(k.span) } else { find_word(v, word) }),
+        Value::Scalar { text, .. } => is_it(text).then_some(node.span),
+        Value::List(items) => items.iter().find_map(|item| find_word(item, is_it)),
+        Value::Map(entries) => entries.iter().find_map(|(k, v)| if is_it(&k.text) { Some(k.span) } else { find_word(v, is_it) }),
         Value::Null => None,
     }
 }

@@ -56,6 +56,7 @@ codes! {
     Conflict => "config.conflict",
     BadSecret => "config.bad_secret",
     BadSink => "config.bad_sink",
+    BadMapping => "config.bad_mapping",
 }
 
 impl fmt::Display for Code {

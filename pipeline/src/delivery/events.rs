@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tillstream_connectors::idempotency;
+use tillstream_connectors::mapping::{Mapped, Mapping};
 use tillstream_connectors::sink::{Idempotency, Item, OnDelete};
 use tillstream_schemas::envelope::EventError;
 use tillstream_schemas::{Event, Op, Position};
@@ -99,6 +100,7 @@ pub(super) struct Selection {
     on_delete: OnDelete,
     /// Whether a TRUNCATE, which stands in every partition, is wanted from this one.
     truncates: bool,
+    mapping: Option<Arc<Mapping>>,
 }
 
 impl Selection {
@@ -115,7 +117,9 @@ impl Selection {
             tables,
             ops: connector.ops.clone(),
             on_delete: connector.on_delete,
-            truncates: versioned || partition == 0,
+            // There is no row to map.
+            truncates: (versioned || partition == 0) && connector.mapping.as_ref().is_none_or(|m| !m.has_map()),
+            mapping: connector.mapping.clone(),
         }
     }
 
@@ -134,8 +138,18 @@ impl Selection {
         }
     }
 
-    pub(super) fn item(&self, event: &Arc<Event>) -> Item {
-        Item { idempotency_key: idempotency_key(&self.connector, event.id(), 0), version: event.version(), event: event.clone() }
+    /// What goes to the sink; `None` when the connector's `when` says no.
+    pub(super) fn item(&self, event: &Arc<Event>) -> Option<Item> {
+        let idempotency_key = idempotency_key(&self.connector, event.id(), 0);
+        // A truncate has no row that `when` could look at.
+        let mapping = self.mapping.as_ref().filter(|_| event.op() != Op::Truncate);
+        let mapped = match mapping.map(|mapping| mapping.apply(event, &idempotency_key)) {
+            None | Some(Ok(Mapped::Whole)) => None,
+            Some(Ok(Mapped::Filtered)) => return None,
+            Some(Ok(Mapped::Body(body))) => Some(Ok(body.into())),
+            Some(Err(fault)) => Some(Err(fault.reason())),
+        };
+        Some(Item { idempotency_key, version: event.version(), event: event.clone(), mapped })
     }
 }
 

@@ -25,6 +25,7 @@ pub mod filter;
 mod lane;
 pub mod mark;
 mod partition;
+pub mod preview;
 mod queue;
 pub mod settlement;
 mod start;

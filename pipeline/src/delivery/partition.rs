@@ -273,7 +273,7 @@ impl Partition {
 
     async fn run(mut self) -> Result<(), DeliveryError> {
         self.context.stats.set_state(ConnectorState::Running);
-        self.redrive();
+        self.redrive().await?;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let result = loop {
@@ -335,7 +335,7 @@ impl Partition {
             }
             Action::Control(true) => {
                 self.check_lease()?;
-                self.redrive();
+                self.redrive().await?;
             }
             Action::Control(false) => return Err(DeliveryError::Ended),
             Action::Read(chunk) => {
@@ -404,12 +404,16 @@ impl Partition {
     fn admit(&mut self, offset: Offset, prepared: &Prepared) {
         let barrier = prepared.event.op() == Op::Truncate;
         let lane = if barrier { 0 } else { self.lane(prepared.row) };
-        let sequence = self.settlement.admit(offset, prepared.bytes, prepared.committed_at_ms);
         if self.skipped.has(offset, lane) {
             // Booked, and not merely passed over: the next checkpoint's ledger has to hold it too.
+            let sequence = self.settlement.admit(offset, prepared.bytes, prepared.committed_at_ms);
             return self.settlement.settle(sequence);
         }
-        let item = self.selection.item(&prepared.event);
+        let Some(item) = self.selection.item(&prepared.event) else {
+            ConnectorStats::add(&self.context.stats.filtered, 1);
+            return;
+        };
+        let sequence = self.settlement.admit(offset, prepared.bytes, prepared.committed_at_ms);
         let work = Work::new(Origin::Journal(sequence), offset, prepared, item, Instant::now());
         if barrier {
             self.barrier = Some(Barrier::Waiting(Box::new(work)));
@@ -567,13 +571,13 @@ impl Partition {
     }
 
     /// Sends dead letters again that someone asked for, under the key and version they had.
-    fn redrive(&mut self) {
+    async fn redrive(&mut self) -> Result<(), DeliveryError> {
         let state = self.context.follower.state();
         let (name, partition) = (self.context.connector.name.as_str(), self.context.partition);
         let shown = |r: &Redrive| state.dead_letter(name, &r.letter.event_id).is_none_or(|l| *l.letter != *r.letter);
         self.redrives.retain(|_, redrive| !(redrive.done && shown(redrive)));
         let asked = state.dead_letters().filter(|l| l.redrive_requested && l.letter.connector == name && l.letter.partition == partition);
-        let mut orders = Vec::new();
+        let (mut orders, mut unwanted) = (Vec::new(), Vec::new());
         for letter in asked {
             let letter = &letter.letter;
             if self.redrives.len() >= REDRIVES_MAX {
@@ -593,7 +597,10 @@ impl Partition {
                 self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), done: true });
                 continue;
             };
-            let mut item = self.selection.item(&prepared.event);
+            let Some(mut item) = self.selection.item(&prepared.event) else {
+                unwanted.push(letter.clone());
+                continue;
+            };
             item.idempotency_key.clone_from(&letter.idempotency_key);
             item.version = letter.version;
             let lane = self.lane(prepared.row);
@@ -604,6 +611,12 @@ impl Partition {
         for (lane, work) in orders {
             self.order(lane, Order::Work(Box::new(work)));
         }
+        // The connector's `when` does not want them any more: there is nothing to send.
+        for letter in unwanted {
+            self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), done: false });
+            self.settle(Origin::Redrive(letter)).await?;
+        }
+        Ok(())
     }
 
     fn store_mark(&mut self) {

@@ -325,7 +325,7 @@ mod tests {
                 );
                 let prepared = Prepared::parse(body.as_bytes(), 0).expect("an event");
                 let event = prepared.event.clone();
-                let item = Item { idempotency_key: idempotency_key("c", event.id(), 0), version: event.version(), event };
+                let item = Item { idempotency_key: idempotency_key("c", event.id(), 0), version: event.version(), mapped: None, event };
                 let work = Work::new(Origin::Journal(Sequence(self.next)), Offset(self.next), &prepared, item, self.now);
                 self.queue.push(work);
                 self.next += 1;

@@ -107,6 +107,8 @@ pub struct ConnectorStats {
     pub rejected: AtomicU64,
     /// Dead letters that were delivered after all.
     pub redriven: AtomicU64,
+    /// Events that the connector's `when` did not want.
+    pub filtered: AtomicU64,
     /// Attempts at single events that are repeated.
     pub retries: AtomicU64,
     /// Calls that failed as a whole and are repeated.
@@ -136,6 +138,7 @@ impl ConnectorStats {
             absorbed: AtomicU64::new(0),
             rejected: AtomicU64::new(0),
             redriven: AtomicU64::new(0),
+            filtered: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             calls_failed: AtomicU64::new(0),
             pauses: AtomicU64::new(0),

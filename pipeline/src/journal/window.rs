@@ -52,6 +52,8 @@ struct Lane {
     /// How many of `pending`, from the front, were taken.
     taken: usize,
     handed: PublishId,
+    /// The newest that was ever taken.
+    sent: PublishId,
     confirmed: PublishId,
 }
 
@@ -106,6 +108,7 @@ impl Window {
             if !next.confirmed {
                 out.push((next.id, next.batch.clone()));
             }
+            lane.sent = lane.sent.max(next.id);
             lane.taken += 1;
         }
         out
@@ -120,12 +123,13 @@ impl Window {
     }
 
     /// The batches that a journal must hold one of at its end when it says that `stored` was the last it took: the newest unconfirmed one
-    /// up to there, and what may have followed. None when nothing unconfirmed is meant, or when `stored` is another writer's.
+    /// up to there, and what was taken after it. None when nothing unconfirmed is meant, or when `stored` is not of this writer.
     pub(super) fn claimed(&self, log: Log, stored: PublishId) -> Vec<Bytes> {
         let state = self.state();
-        let Some(lane) = state.logs.get(&log).filter(|lane| stored <= lane.handed) else { return Vec::new() };
+        let Some(lane) = state.logs.get(&log).filter(|lane| stored <= lane.sent) else { return Vec::new() };
         let newest = lane.pending.partition_point(|p| p.id <= stored);
-        lane.pending.range(newest.saturating_sub(1)..).filter(|_| newest > 0).map(|p| p.batch.bytes.clone()).collect()
+        let sent = lane.pending.iter().take_while(|p| p.id <= lane.sent);
+        sent.skip(newest.saturating_sub(1)).filter(|_| newest > 0).map(|p| p.batch.bytes.clone()).collect()
     }
 
     /// The watermark of a log.
@@ -323,6 +327,10 @@ mod tests {
             handle.append(LOG, PublishId(id), batch(len)).await.unwrap();
         }
         let claimed = |stored| window.claimed(LOG, PublishId(stored)).iter().map(Bytes::len).collect::<Vec<_>>();
+        assert_eq!(claimed(3), [0; 0], "never sent: an earlier writer's");
+        assert_eq!(taken(&window), [3, 5, 9]);
+        handle.append(LOG, PublishId(12), batch(9)).await.unwrap();
+        window.rewind(LOG);
         assert_eq!(claimed(2), [0; 0], "nothing of ours");
         assert_eq!(claimed(3), [6, 7, 8]);
         assert_eq!(claimed(8), [7, 8]);

@@ -190,6 +190,7 @@ fn delivery(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
                 add(&["duplicate"], connector.absorbed.load(Relaxed) as f64);
                 add(&["dead_lettered"], connector.rejected.load(Relaxed) as f64);
                 add(&["redriven"], connector.redriven.load(Relaxed) as f64);
+                add(&["filtered"], connector.filtered.load(Relaxed) as f64);
             }
             n if n == names::DELIVERY_RETRIES.name => add(&[], connector.retries.load(Relaxed) as f64),
             n if n == names::DELIVERY_CALLS.name => {

@@ -41,6 +41,12 @@ pub async fn compare(file: &CheckedFile) -> Result<Compared, CaptureError> {
                 found.column(path, &["to"], table, column);
             }
         }
+        // Which of several tables an expression means is not known before an event comes.
+        if let (Some(mapping), [(schema, table)]) = (&connector.mapping, connector.tables.as_slice()) {
+            for column in mapping.columns() {
+                found.column(path, &[], &format!("{schema}.{table}"), column);
+            }
+        }
     }
     Ok(Compared { report: found.report, server })
 }

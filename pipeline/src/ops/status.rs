@@ -141,6 +141,7 @@ fn connectors(observer: &Observer, rates: &observer::Rates) -> Vec<Value> {
             "absorbed": stats.absorbed.load(Relaxed),
             "rejected": stats.rejected.load(Relaxed),
             "redriven": stats.redriven.load(Relaxed),
+            "filtered": stats.filtered.load(Relaxed),
             "retries": stats.retries.load(Relaxed),
             "calls": stats.calls.load(Relaxed),
             "calls_failed": stats.calls_failed.load(Relaxed),

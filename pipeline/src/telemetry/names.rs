@@ -64,7 +64,7 @@ metrics! {
     JOURNAL_LAG_ENTRIES Gauge "tillstream_journal_lag_entries" ["connector", "partition"] "Entries between what a connector has settled and the newest";
     DELIVERY_UP Gauge "tillstream_delivery_up" ["connector"] "1 while the connector delivers or waits for events, else 0";
     DELIVERY_STATE Gauge "tillstream_delivery_state" ["connector", "state"] "1 for the state the connector is in";
-    DELIVERY_EVENTS Counter "tillstream_delivery_events" ["connector", "outcome"] "Events by outcome: applied, duplicate, dead_lettered, redriven";
+    DELIVERY_EVENTS Counter "tillstream_delivery_events" ["connector", "outcome"] "Events by outcome: applied, duplicate, dead_lettered, redriven, filtered (`when` says no)";
     DELIVERY_RETRIES Counter "tillstream_delivery_retries" ["connector"] "Attempts at single events that are repeated";
     DELIVERY_CALLS Counter "tillstream_delivery_calls" ["connector", "outcome"] "Calls of the target: ok or failed as a whole";
     DELIVERY_PAUSES Counter "tillstream_delivery_pauses" ["connector"] "Pauses that the target asked for";

@@ -152,7 +152,7 @@ async fn a_backfill_among_changes_and_kill_9_ends_equal() {
     let mut writers = Vec::new();
     // Half of the keys are not there, and not every statement finds what it looks for.
     for seed in 0..6 {
-        writers.push(tokio::spawn(churn(shop.pos.connect().await, seed, i64::from(rows), 800, stop.clone(), changes.clone())));
+        writers.push(tokio::spawn(churn(shop.pos.connect().await, seed, i64::from(rows), 1_600, stop.clone(), changes.clone())));
     }
     let mut running = shop.run();
     running.ready().await;

@@ -27,14 +27,14 @@ struct Seen {
     mismatches: usize,
 }
 
-struct Api {
+pub(super) struct Api {
     seen: Mutex<Seen>,
     script: Box<Script>,
 }
 
 impl Api {
     /// Starts a server and returns it with its URL.
-    async fn start(script: impl Fn(usize, &[Value]) -> Response + Send + Sync + 'static) -> (Arc<Api>, String) {
+    pub(super) async fn start(script: impl Fn(usize, &[Value]) -> Response + Send + Sync + 'static) -> (Arc<Api>, String) {
         let seen = Seen { bodies: HashMap::new(), applied: HashMap::new(), requests: 0, mismatches: 0 };
         let api = Arc::new(Api { seen: Mutex::new(seen), script: Box::new(script) });
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
@@ -52,7 +52,14 @@ impl Api {
         self.seen.lock().expect("sound").requests
     }
 
-    fn assert_once(&self, count: usize) {
+    /// What was applied, as it came.
+    pub(super) fn items(&self) -> Vec<Value> {
+        let seen = self.seen.lock().expect("sound");
+        let bodies = seen.bodies.values().map(|body| serde_json::from_slice::<Value>(body).expect("JSON"));
+        bodies.flat_map(|body| body.get("items").and_then(Value::as_array).cloned().unwrap_or_else(|| vec![body])).collect()
+    }
+
+    pub(super) fn assert_once(&self, count: usize) {
         let seen = self.seen.lock().expect("sound");
         assert_eq!(seen.applied.len(), count);
         assert!(seen.applied.values().all(|n| *n == 1), "every item has one effect");
@@ -94,7 +101,14 @@ async fn receive(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -
 fn target(url: &str, more: Value) -> Arc<dyn Target> {
     let mut block = json!({"url": url, "timeout": "2s", "columns": {"public.a": ["id", "qty"], "public.b": ["id"]}});
     block.as_object_mut().expect("a block").extend(more.as_object().expect("a block").clone());
-    Registry::built_in().get("http").expect("built in").validate(&block).expect("valid")
+    Registry::built_in().get("http").expect("built in").validate(&block, false).expect("valid")
+}
+
+/// A target for a connector that has a `map`.
+pub(super) fn mapped_target(url: &str, more: Value) -> Arc<dyn Target> {
+    let mut block = json!({"url": url, "timeout": "2s"});
+    block.as_object_mut().expect("a block").extend(more.as_object().expect("a block").clone());
+    Registry::built_in().get("http").expect("built in").validate(&block, true).expect("valid")
 }
 
 fn status(code: u16) -> Response {

@@ -139,6 +139,8 @@ impl Capture {
 /// A connector to this target: every table the tests use, two lanes, quick repeats.
 pub(super) fn connector(name: &str, target: Arc<dyn Target>) -> Connector {
     Connector {
+        mapping: None,
+        tests: Vec::new(),
         name: name.into(),
         tables: ["a", "b", "stock_level", "typed"].map(|t| ("public".to_owned(), t.to_owned())).to_vec(),
         ops: Op::ALL.to_vec(),

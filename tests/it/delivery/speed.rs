@@ -40,7 +40,7 @@ async fn the_rate_of_both_sinks_is_printed() {
     let client = database.connect().await;
     client.batch_execute("CREATE TABLE a (id bigint PRIMARY KEY, qty integer NOT NULL)").await.expect("creates");
     let block = json!({"url": database.url, "create": true, "tables": {"public.a": {"key": ["id"], "columns": ["qty"]}}});
-    let sql = Registry::built_in().get("sql").expect("built in").validate(&block).expect("valid");
+    let sql = Registry::built_in().get("sql").expect("built in").validate(&block, false).expect("valid");
     let mut inventory = connector("inventory", sql);
     inventory.delivery.batch_items_max = 1_000;
     inventory.delivery.linger = Duration::from_millis(20);
@@ -56,7 +56,7 @@ async fn the_rate_of_both_sinks_is_printed() {
     tokio::spawn(async move { axum::serve(listener, router).await });
     for (mode, lanes, items) in [("single", 2, 100), ("single", 8, 100), ("batch", 2, 500)] {
         let block = json!({"url": url, "mode": mode, "columns": {"public.a": ["id", "qty"]}});
-        let http = Registry::built_in().get("http").expect("built in").validate(&block).expect("valid");
+        let http = Registry::built_in().get("http").expect("built in").validate(&block, false).expect("valid");
         let mut engagement = connector(&format!("engagement-{mode}-{lanes}"), http);
         engagement.delivery.lanes = std::num::NonZeroU16::new(lanes).expect("not zero");
         engagement.delivery.batch_items_max = items;

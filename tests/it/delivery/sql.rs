@@ -38,7 +38,7 @@ async fn database() -> (Database, Client) {
 fn target(database: &Database, more: Value) -> Arc<dyn Target> {
     let mut block = json!({"url": database.url, "tables": {"public.a": {"key": ["id"], "columns": ["qty"]}}});
     block.as_object_mut().expect("a block").extend(more.as_object().expect("a block").clone());
-    Registry::built_in().get("sql").expect("built in").validate(&block).expect("valid")
+    Registry::built_in().get("sql").expect("built in").validate(&block, false).expect("valid")
 }
 
 /// `id:qty` of living rows and `id:gone` of tombstones.

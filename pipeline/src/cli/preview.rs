@@ -1,0 +1,148 @@
+//! `preview`: what a connector would make of events that are stored. A reader of its own; delivers nothing and stores nothing.
+
+use std::sync::Arc;
+
+use clap::Args;
+use serde_json::{Value, json};
+use tillstream_connectors::registry::Registry;
+use tillstream_schemas::Event;
+use tokio::sync::mpsc;
+
+use super::ConfigFile;
+use super::output::{self, End, Format};
+use super::tap::{self, QUEUE_EVENTS, Shown};
+use crate::delivery::preview::{Preview, Verdict};
+use crate::journal::{self, From, Log};
+use crate::ops::failure::Failure;
+
+/// Shows what a connector would make of stored events, and delivers none
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  tillstream preview loyalty                      the first ten events of the last hour that it takes\n  tillstream preview loyalty --from first --limit 100 --unmask"
+)]
+pub(super) struct Arguments {
+    /// Name of the connector
+    #[arg(value_name = "CONNECTOR")]
+    connector: String,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Where to begin: `first`, a moment (2026-11-22T10:00:00Z) or so long ago (10m)
+    #[arg(long, default_value = "1h", value_parser = tap::parse_from, value_name = "PLACE")]
+    from: From,
+    /// End after so many events that the connector takes
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    limit: u64,
+    /// Show values too, and not only the form of what would be sent
+    #[arg(long)]
+    unmask: bool,
+    /// How the result is printed
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) format: Format,
+}
+
+#[derive(Default)]
+struct Counts {
+    taken: u64,
+    filtered: u64,
+    failed: u64,
+    not_taken: u64,
+}
+
+pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(), End> {
+    let pipeline = arguments.config.load(registry)?;
+    let Some(connector) = pipeline.connectors.iter().find(|c| c.name == arguments.connector) else {
+        let names: Vec<&str> = pipeline.connectors.iter().map(|c| c.name.as_str()).collect();
+        let what = format!("there is no connector `{}`; the pipeline has {}", output::clean(&arguments.connector), names.join(", "));
+        return Err(Failure::new("usage.arguments", what).into());
+    };
+    let preview = Preview::new(connector);
+    let journal = journal::open(&pipeline.journal, "tillstream preview")?;
+    let (send, mut receive) = mpsc::channel(QUEUE_EVENTS);
+    let mut readers = tokio::task::JoinSet::new();
+    for partition in 0..journal.partitions() {
+        // An empty log has nothing to wait for.
+        let Some(bounds) = journal.bounds(Log::Data(partition)).await? else { continue };
+        readers.spawn(tap::read(Arc::clone(&journal), partition, arguments.from, Some(bounds.last), send.clone()));
+    }
+    drop(send);
+    let mut counts = Counts::default();
+    while counts.taken < arguments.limit {
+        let Some(shown) = receive.recv().await else { break };
+        print(&arguments, &preview, &shown, &mut counts)?;
+    }
+    receive.close();
+    while let Some(result) = readers.join_next().await {
+        // A reader that found the printer gone ended well.
+        result.map_err(|e| Failure::new("internal.panicked", e.to_string()))??;
+    }
+    match arguments.format {
+        Format::Json => output::print(
+            json!({"taken": counts.taken, "filtered": counts.filtered, "failed": counts.failed, "not_taken": counts.not_taken}),
+        )?,
+        Format::Human => output::print(format_args!(
+            "{} events that it takes ({} of them filtered, {} would be dead letters), {} others passed over",
+            counts.taken, counts.filtered, counts.failed, counts.not_taken
+        ))?,
+    }
+    Ok(())
+}
+
+fn print(arguments: &Arguments, preview: &Preview, shown: &Shown, counts: &mut Counts) -> Result<(), End> {
+    let event = Event::parse(shown.body.clone())
+        .map_err(|e| Failure::new(e.code(), format!("partition {}, offset {}: {e}", shown.partition, shown.offset.0)))?;
+    let event = Arc::new(event);
+    let (verdict, key, said) = match preview.of(&event) {
+        Verdict::NotTaken => {
+            counts.not_taken += 1;
+            return Ok(());
+        }
+        Verdict::Filtered => {
+            counts.filtered += 1;
+            ("filtered", None, Value::Null)
+        }
+        Verdict::Sent(item) => match item.mapped {
+            None => ("whole", Some(item.idempotency_key), Value::Null),
+            Some(Ok(body)) => {
+                let body: Value = serde_json::from_str(&body).unwrap_or_default();
+                ("sent", Some(item.idempotency_key), if arguments.unmask { body } else { masked(body) })
+            }
+            Some(Err(reason)) => {
+                counts.failed += 1;
+                ("fails", Some(item.idempotency_key), Value::from(format!("{}: {}", reason.code, reason.message)))
+            }
+        },
+    };
+    counts.taken += 1;
+    let table = format!("{}.{}", event.schema().unwrap_or_default(), event.table().unwrap_or_default());
+    match arguments.format {
+        Format::Json => output::print(json!({
+            "id": event.id(), "op": event.op().as_str(), "table": table, "verdict": verdict, "idempotency_key": key, "said": said,
+        }))?,
+        Format::Human => {
+            let said = match said {
+                Value::Null => String::new(),
+                Value::String(text) => format!(" {}", output::clean(&text)),
+                body => format!(" {}", output::clean(&body.to_string())),
+            };
+            output::print(format_args!(
+                "{:<8} {} {} {verdict}{said}",
+                event.op().as_str(),
+                output::clean(&table),
+                output::clean(event.id())
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+/// The form of a body: names stay, values become their types.
+fn masked(value: Value) -> Value {
+    match value {
+        Value::Null => Value::Null,
+        Value::Bool(_) => "boolean".into(),
+        Value::Number(_) => "number".into(),
+        Value::String(_) => "text".into(),
+        Value::Array(items) => items.into_iter().map(masked).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, masked(value))).collect(),
+    }
+}
