@@ -1,6 +1,6 @@
 //! Filters and functions beside the template language's own: exact decimals, times in a zone, hashes, what changed.
-
-use std::str::FromStr;
+//!
+//! As in SQL, null stays null through each of these filters; a column that is not there is an error.
 
 use jiff::civil::Time;
 use jiff::tz::TimeZone;
@@ -66,11 +66,15 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_filter("plus", |a: &Value, b: &Value| exact(a, b, Decimal::checked_add));
     environment.add_filter("minus", |a: &Value, b: &Value| exact(a, b, Decimal::checked_sub));
     environment.add_filter("times", |a: &Value, b: &Value| exact(a, b, Decimal::checked_mul));
-    environment.add_filter("date_in", date_in);
-    environment.add_filter("time_in", time_in);
-    environment.add_filter("business_date", business_date);
-    environment.add_filter("sha256", |text: &str| Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>());
-    environment.add_filter("email", email);
+    environment.add_filter("date_in", |value: &Value, zone: &str| unless_null(value, |text| date_in(text, zone)));
+    environment.add_filter("time_in", |value: &Value, zone: &str| unless_null(value, |text| time_in(text, zone)));
+    environment.add_filter("business_date", |value: &Value, zone: &str, options: Kwargs| {
+        unless_null(value, |text| business_date(text, zone, options))
+    });
+    environment.add_filter("sha256", |value: &Value| {
+        unless_null(value, |text| Ok(Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+    });
+    environment.add_filter("email", |value: &Value| Ok::<_, Error>(unless_null(value, |text| Ok(email(text)))?.flatten()));
     environment.add_function("changed", changed);
 }
 
@@ -79,34 +83,52 @@ fn fails(what: &'static str) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
+fn unless_null<T>(value: &Value, of: impl FnOnce(&str) -> Result<T, Error>) -> Result<Option<T>, Error> {
+    match value.as_str() {
+        _ if value.is_undefined() => Err(ErrorKind::UndefinedError.into()),
+        _ if value.is_none() => Ok(None),
+        Some(text) => of(text).map(Some),
+        None => Err(fails("not a text")),
+    }
+}
+
 /// A number, or a text that is one: PostgreSQL's `numeric` comes as text, because JSON's numbers are not exact everywhere.
-fn number(value: &Value) -> Result<Decimal, Error> {
+fn number(value: &Value) -> Result<Option<Decimal>, Error> {
     let text = match value.as_str() {
         Some(text) => text.trim().to_owned(),
         None if value.is_number() => value.to_string(),
+        None if value.is_undefined() => return Err(ErrorKind::UndefinedError.into()),
+        None if value.is_none() => return Ok(None),
         None => return Err(fails("neither a number nor a text that is one")),
     };
-    Decimal::from_str(&text).or_else(|_| Decimal::from_scientific(&text)).map_err(|_| fails("not a decimal number of at most 28 digits"))
+    let number = Decimal::from_str_exact(&text).or_else(|_| Decimal::from_scientific(&text));
+    number.map(Some).map_err(|_| fails("not a decimal number of at most 28 digits"))
 }
 
 /// With exactly so many places, rounded half away from zero as on a receipt.
-fn decimal(value: &Value, places: Option<u32>) -> Result<String, Error> {
+fn decimal(value: &Value, places: Option<u32>) -> Result<Option<String>, Error> {
     let places = places.unwrap_or(2);
-    let rounded = number(value)?.round_dp_with_strategy(places, RoundingStrategy::MidpointAwayFromZero);
-    Ok(format!("{rounded:.*}", places as usize))
+    let Some(number) = number(value)? else { return Ok(None) };
+    let rounded = number.round_dp_with_strategy(places, RoundingStrategy::MidpointAwayFromZero);
+    Ok(Some(format!("{rounded:.*}", places as usize)))
 }
 
 /// In the currency's smallest unit: 12.34 is 1234. What would have to be rounded is an error.
-fn minor(value: &Value, places: Option<u32>) -> Result<i64, Error> {
+fn minor(value: &Value, places: Option<u32>) -> Result<Option<i64>, Error> {
     let scale = Decimal::from(10_u64.checked_pow(places.unwrap_or(2)).ok_or_else(|| fails("too many places"))?);
-    let whole = number(value)?.checked_mul(scale).ok_or_else(|| fails("too large a number"))?;
-    if whole.fract().is_zero() { i64::try_from(whole).map_err(|_| fails("too large a number")) } else { Err(fails("has more places")) }
+    let Some(number) = number(value)? else { return Ok(None) };
+    let whole = number.checked_mul(scale).ok_or_else(|| fails("too large a number"))?;
+    if !whole.fract().is_zero() {
+        return Err(fails("has more places"));
+    }
+    i64::try_from(whole).map(Some).map_err(|_| fails("too large a number"))
 }
 
 /// Exact, as text.
-fn exact(a: &Value, b: &Value, of: fn(Decimal, Decimal) -> Option<Decimal>) -> Result<String, Error> {
-    let result = of(number(a)?, number(b)?).ok_or_else(|| fails("more digits than are exact"))?;
-    Ok(result.normalize().to_string())
+fn exact(a: &Value, b: &Value, of: fn(Decimal, Decimal) -> Option<Decimal>) -> Result<Option<String>, Error> {
+    let (Some(a), Some(b)) = (number(a)?, number(b)?) else { return Ok(None) };
+    let result = of(a, b).ok_or_else(|| fails("more digits than are exact"))?;
+    Ok(Some(result.normalize().to_string()))
 }
 
 fn instant(text: &str) -> Result<Timestamp, Error> {

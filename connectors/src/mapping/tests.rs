@@ -65,6 +65,27 @@ fn money_is_exact() {
 }
 
 #[test]
+fn null_stays_null_and_what_is_not_there_is_an_error() {
+    let filters = ["minor", "decimal", "plus(1)", "times(after.none)", "date_in('UTC')", "business_date('UTC')", "sha256", "email"];
+    for filter in filters {
+        let said = mapped(json!({"x": format!("{{{{ after.none | {filter} }}}}")}), json!({"none": null}));
+        assert_eq!(said, json!({"x": null}), "{filter}");
+        let fault = mapping(json!({"x": format!("{{{{ after.gone | {filter} }}}}")})).apply(&event(json!({"after": {"none": 1}})), "k");
+        assert_eq!(fault.expect_err(filter).what, "the event does not have it", "{filter}");
+    }
+    for (filter, value) in [
+        ("minor", json!("1.234")),
+        ("minor", json!("x")),
+        ("decimal", json!("1".repeat(40))),
+        ("plus(1)", json!([1])),
+        ("date_in('Mars/Base')", json!("2026-11-22T10:00:00Z")),
+    ] {
+        let fault = mapping(json!({"x": format!("{{{{ after.v | {filter} }}}}")})).apply(&event(json!({"after": {"v": value}})), "k");
+        assert_eq!(fault.expect_err(filter).what, "invalid operation", "{filter}");
+    }
+}
+
+#[test]
 fn days_follow_the_restaurants_zone() {
     let map = json!({
         "utc": "{{ committed_at | date_in('UTC') }}", "day": "{{ committed_at | date_in('America/Chicago') }}",

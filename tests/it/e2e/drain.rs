@@ -1,5 +1,6 @@
-//! Big drains into RabbitMQ: one transaction of many rows, and a backlog of small ones; memory stays small, and rate and CPU are
-//! printed beside `pg_recvlogical` on the same slot contents, in turn, on the same machine in the same minutes.
+//! Big drains into RabbitMQ: one transaction of many rows, and a backlog of small ones; memory stays small, and rate and CPU (ours, the
+//! server's, the broker's) are printed beside `pg_recvlogical` and beside a bare receiver, which counts and throws away, on the same slot
+//! contents, in turn, on the same machine in the same minutes.
 
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
@@ -7,7 +8,10 @@ use std::time::{Duration, Instant};
 use tokio::process::Command;
 use tokio_postgres::Client;
 
-use crate::harness::{Database, Journal, Level, PATIENCE, Pipeline, Postgres, RabbitMq, wait_for};
+use tillstream_schemas::Lsn;
+
+use crate::harness::{Database, Journal, Level, PATIENCE, Pipeline, Postgres, RabbitMq};
+use crate::wire::receiver;
 
 /// The most a draining process may hold, whatever the size of a transaction or a backlog.
 const RSS_MIB_MAX: u64 = 128;
@@ -17,7 +21,46 @@ const RSS_MIB_MAX: u64 = 128;
 struct Measured {
     rows_per_second: f64,
     cpu_us_per_row: f64,
+    /// Of the walsender.
+    server_us_per_row: f64,
+    /// Of the broker; none where there is none.
+    broker_us_per_row: f64,
     rss_mib: u64,
+}
+
+/// CPU time of a reader, the walsender that it reads from, and the broker, as last looked at; all but the broker's end with their process.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    own: Duration,
+    server: Duration,
+    broker: Duration,
+    rss_mib: u64,
+}
+
+impl Spent {
+    async fn look(&mut self, own: u32, walsender: &mut Option<u32>, pos: &Client, slot: &str) {
+        if let Some((cpu, rss)) = usage(own) {
+            (self.own, self.rss_mib) = (cpu, rss);
+        }
+        if walsender.is_none() {
+            let pid = pos.query_opt("SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1", &[&slot]).await.expect("reads");
+            *walsender = pid.and_then(|row| row.get::<_, Option<i32>>(0)).and_then(|pid| u32::try_from(pid).ok());
+        }
+        if let Some((cpu, _)) = walsender.and_then(usage) {
+            self.server = cpu;
+        }
+    }
+
+    fn measured(self, rows: u64, elapsed: Duration) -> Measured {
+        let per_row = |time: Duration| time.as_secs_f64() * 1e6 / rows as f64;
+        Measured {
+            rows_per_second: rows as f64 / elapsed.as_secs_f64(),
+            cpu_us_per_row: per_row(self.own),
+            server_us_per_row: per_row(self.server),
+            broker_us_per_row: per_row(self.broker),
+            rss_mib: self.rss_mib,
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,25 +110,37 @@ async fn drain(name: &str, rows: u64, insert: &str) {
 
     let rounds = Level::pick(1, 1, 3);
     let mut table = format!("{name}, {rows} rows:\n");
-    let mut ratios = Vec::new();
+    let (mut beside_theirs, mut beside_bare, mut server_cpu) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
         let theirs = pg_recvlogical(&pos, &server, &pipeline.pos, &pipeline.slot, &end, rows, round).await;
-        let ours = tillstream(&pos, &pipeline, rows, round).await;
-        let ratio = ours.rows_per_second / theirs.rows_per_second;
-        ratios.push(ratio);
-        for (who, m) in [("pg_recvlogical", theirs), ("tillstream", ours)] {
-            let _ =
-                writeln!(table, "  {who:<15} {:>9.0} rows/s {:>7.2} CPU-us/row {:>5} MiB", m.rows_per_second, m.cpu_us_per_row, m.rss_mib);
+        let bare = bare(&pos, &pipeline.pos, &pipeline.slot, &end, rows, round).await;
+        let ours = tillstream(&pos, broker, &pipeline, rows, round).await;
+        for (who, m) in [("pg_recvlogical", theirs), ("bare receiver", bare), ("tillstream", ours)] {
+            let _ = writeln!(
+                table,
+                "  {who:<15} {:>9.0} rows/s; CPU-us/row: own {:>5.2}, server {:>5.2}, broker {:>5.2}; {:>4} MiB",
+                m.rows_per_second, m.cpu_us_per_row, m.server_us_per_row, m.broker_us_per_row, m.rss_mib
+            );
         }
-        let _ = writeln!(table, "  ratio {ratio:.2}");
+        beside_theirs.push(ours.rows_per_second / theirs.rows_per_second);
+        beside_bare.push(ours.rows_per_second / bare.rows_per_second);
+        server_cpu.push(ours.server_us_per_row / theirs.server_us_per_row);
         assert!(ours.rss_mib < RSS_MIB_MAX, "{} MiB for {rows} rows", ours.rss_mib);
+    }
+    for (what, ratios) in [
+        ("rate beside pg_recvlogical", &mut beside_theirs),
+        ("rate beside the bare receiver", &mut beside_bare),
+        ("server CPU beside pg_recvlogical", &mut server_cpu),
+    ] {
+        ratios.sort_by(f64::total_cmp);
+        let _ = writeln!(table, "  {what}: {ratios:.2?}, median {:.2}", ratios[ratios.len() / 2]);
     }
     println!("{table}");
     pipeline.judge(&[]);
 }
 
 /// Drains a copy of the slot into a journal of its own.
-async fn tillstream(pos: &Client, pipeline: &Pipeline, rows: u64, round: u32) -> Measured {
+async fn tillstream(pos: &Client, broker: &RabbitMq, pipeline: &Pipeline, rows: u64, round: u32) -> Measured {
     let slot = format!("{}_till_{round}", pipeline.slot);
     copy_slot(pos, &pipeline.slot, &slot).await;
     let file = std::fs::read_to_string(pipeline.dir.join("tillstream.yaml")).expect("the pipeline's file");
@@ -93,22 +148,45 @@ async fn tillstream(pos: &Client, pipeline: &Pipeline, rows: u64, round: u32) ->
     let file = file.replace(&format!("stream: {}", pipeline.stream), &format!("stream: {}-{round}", pipeline.stream));
     let name = format!("round-{round}.yaml");
     std::fs::write(pipeline.dir.join(&name), file).expect("target/ can be written");
+    let broker: u32 = broker.pid().await.trim().parse().expect("a process");
+    let before = usage(broker).expect("the broker runs").0;
     let mut running = pipeline.run(&format!("drain-{round}"), &["--config", &name, "--only", "capture", "--until-caught-up"]);
     let began = Instant::now();
-    let (mut cpu, mut rss) = (Duration::ZERO, 0);
+    let (mut spent, mut walsender) = (Spent::default(), None);
     let status = loop {
         if let Some(status) = running.process.ended() {
             break status;
         }
-        (cpu, rss) = usage(running.process.pid()).unwrap_or((cpu, rss));
+        spent.look(running.process.pid(), &mut walsender, pos, &slot).await;
         assert!(began.elapsed() < PATIENCE * 4, "the drain does not end; {}", running.process.stderr());
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     let elapsed = began.elapsed();
+    spent.broker = usage(broker).expect("the broker runs").0.saturating_sub(before);
     assert!(status.success(), "{status}: {}", running.process.stderr());
     pos.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await.expect("the slot is free");
     assert_eq!(pipeline.journal_events(&name).await, rows, "every row is in the journal, once");
-    measured(rows, elapsed, cpu, rss)
+    spent.measured(rows, elapsed)
+}
+
+/// The limit: our connection, whose frames are counted and thrown away. Runs in this process, so its memory and CPU time mean nothing.
+async fn bare(pos: &Client, database: &Database, base: &str, end: &str, rows: u64, round: u32) -> Measured {
+    let slot = format!("{base}_bare_{round}");
+    copy_slot(pos, base, &slot).await;
+    let end: Lsn = end.parse().expect("an LSN");
+    let (url, name) = (database.url.clone(), slot.clone());
+    let began = Instant::now();
+    let counting = tokio::spawn(async move { receiver::count(&url, &name, "tillstream_demo", end).await });
+    let (mut spent, mut walsender) = (Spent::default(), None);
+    while !counting.is_finished() {
+        spent.look(std::process::id(), &mut walsender, pos, &slot).await;
+        assert!(began.elapsed() < PATIENCE * 4, "the bare receiver does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let elapsed = began.elapsed();
+    assert_eq!(counting.await.expect("no panic"), rows);
+    pos.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await.expect("the slot is free");
+    Measured { cpu_us_per_row: f64::NAN, rss_mib: 0, ..spent.measured(rows, elapsed) }
 }
 
 async fn pg_recvlogical(pos: &Client, server: &Postgres, database: &Database, base: &str, end: &str, rows: u64, round: u32) -> Measured {
@@ -122,24 +200,23 @@ async fn pg_recvlogical(pos: &Client, server: &Postgres, database: &Database, ba
         .spawn()
         .expect("pg_recvlogical comes with the server");
     let pid = child.id().expect("it runs");
-    let (mut cpu, mut rss) = (Duration::ZERO, 0);
-    let status = wait_for("pg_recvlogical", PATIENCE * 4, || {
-        (cpu, rss) = usage(pid).unwrap_or((cpu, rss));
-        std::future::ready(child.try_wait().expect("a child can be asked"))
-    })
-    .await;
+    let (mut spent, mut walsender) = (Spent::default(), None);
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("a child can be asked") {
+            break status;
+        }
+        spent.look(pid, &mut walsender, pos, &slot).await;
+        assert!(began.elapsed() < PATIENCE * 4, "pg_recvlogical does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     let elapsed = began.elapsed();
     assert!(status.success(), "{status}");
     pos.execute("SELECT pg_drop_replication_slot($1)", &[&slot]).await.expect("the slot is free");
-    measured(rows, elapsed, cpu, rss)
+    spent.measured(rows, elapsed)
 }
 
 async fn copy_slot(pos: &Client, from: &str, to: &str) {
     pos.execute("SELECT pg_copy_logical_replication_slot($1, $2)", &[&from, &to]).await.expect("copies");
-}
-
-fn measured(rows: u64, elapsed: Duration, cpu: Duration, rss_mib: u64) -> Measured {
-    Measured { rows_per_second: rows as f64 / elapsed.as_secs_f64(), cpu_us_per_row: cpu.as_secs_f64() * 1e6 / rows as f64, rss_mib }
 }
 
 /// CPU time and highest resident memory (MiB) of a process; `None` once it has ended.

@@ -3,11 +3,10 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tillstream::capture::source::{Frame, Replication};
-use tillstream::capture::wire::PgSource;
 use tillstream_schemas::Lsn;
 
-use super::server::{Server, source};
+use super::receiver;
+use super::server::Server;
 
 /// User and system time of this process and of the children it has waited for, in seconds.
 fn cpu_seconds() -> (f64, f64) {
@@ -16,37 +15,6 @@ fn cpu_seconds() -> (f64, f64) {
     let fields: Vec<f64> = after_name.split(' ').map(|f| f.parse().unwrap_or(0.0)).collect();
     // Ticks are hundredths of a second on every Linux that Rust supports.
     ((fields[11] + fields[12]) / 100.0, (fields[13] + fields[14]) / 100.0)
-}
-
-/// Drains a slot through our connection; answers the number of row changes.
-async fn drain(url: &str, slot: &str, end: Lsn) -> u64 {
-    let mut source = source(url);
-    source.slot = slot.to_owned();
-    let mut connection = PgSource::new(&source, "drain").log_in().await.expect("logs in");
-    connection.start().await.expect("takes the slot");
-    let (mut changes, mut done, mut reads, mut bytes) = (0, false, 0u32, 0usize);
-    while !done {
-        // Never told that it is behind: it has to find out.
-        connection.fill(false).await.expect("bytes");
-        reads += 1;
-        while let Some(frame) = connection.next().expect("frames") {
-            match frame {
-                Frame::XLogData { data, .. } => {
-                    bytes += data.len();
-                    match data.first() {
-                        Some(b'I' | b'U' | b'D') => changes += 1,
-                        // flags, commit LSN, end LSN
-                        Some(b'C') => done = data.get(10..18).is_some_and(|b| b >= &end.0.to_be_bytes()[..]),
-                        _ => {}
-                    }
-                }
-                Frame::Keepalive { wal_end, .. } => done = wal_end >= end,
-            }
-        }
-    }
-    connection.stop().await;
-    eprintln!("        {reads} fills of {} bytes", bytes / reads.max(1) as usize);
-    changes
 }
 
 fn recvlogical(server: &Server, slot: &str, end: Lsn) {
@@ -90,7 +58,7 @@ async fn drain_rate_beside_pg_recvlogical() {
         recvlogical(&server, "theirs", end);
         let (theirs, their_cpu) = (began.elapsed(), cpu_seconds().1 - cpu.1);
         let (cpu, began) = (cpu_seconds(), Instant::now());
-        let changes = tokio::time::timeout(Duration::from_secs(120), drain(&url, "ours", end)).await.expect("drains");
+        let changes = tokio::time::timeout(Duration::from_secs(120), receiver::count(&url, "ours", "p", end)).await.expect("drains");
         let (ours, our_cpu) = (began.elapsed(), cpu_seconds().0 - cpu.0);
         assert_eq!(changes, transactions * 10);
         let per = |time: Duration, cpu: f64| (changes as f64 / time.as_secs_f64() / 1000.0, cpu * 1e6 / changes as f64);

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 mod drain;
 mod owner;
+pub(crate) mod receiver;
 mod server;
 
 use server::{Server, source};

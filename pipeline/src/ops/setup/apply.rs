@@ -7,6 +7,9 @@ use crate::capture::CaptureError;
 use crate::capture::catalog::{Catalog, sql_error};
 use crate::capture::wire::wal_level;
 
+/// How long a statement waits for another one that changes the same role: longer than such a statement takes.
+const AGAIN_AFTER: std::time::Duration = std::time::Duration::from_millis(200);
+
 /// What became of a statement.
 #[derive(Clone, Copy, Debug)]
 pub struct Applied<'a> {
@@ -47,7 +50,7 @@ pub async fn apply(plan: &Plan, catalog: &Catalog, mut report: impl FnMut(Applie
             if is_slot && catalog.server().wal_level != "logical" {
                 return Err(wal_level(&format!("wal_level = {}", catalog.server().wal_level)));
             }
-            match catalog.client().batch_execute(sql).await {
+            match execute(catalog, sql).await {
                 Ok(()) => report(Applied { step: n + 1, title: &step.title, sql }),
                 Err(error) if is_slot && error.code() == Some(&SqlState::QUERY_CANCELED) => return Err(slot_waits(catalog).await),
                 Err(error) => return Err(failed(n + 1, sql, error)),
@@ -55,6 +58,29 @@ pub async fn apply(plan: &Plan, catalog: &Catalog, mut report: impl FnMut(Applie
         }
     }
     Ok(())
+}
+
+/// Runs a statement; again when somebody who sets up another pipeline on the same server changed the same role in the same moment.
+async fn execute(catalog: &Catalog, sql: &str) -> Result<(), tokio_postgres::Error> {
+    let mut patience = 5;
+    loop {
+        match catalog.client().batch_execute(sql).await {
+            Err(error) if patience > 0 && is_concurrent(&error) => {
+                patience -= 1;
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+            ended => return ended,
+        }
+    }
+}
+
+/// A catalogue row was changed by two at once ("tuple concurrently updated" has no code of its own), or made by the other first.
+fn is_concurrent(error: &tokio_postgres::Error) -> bool {
+    let Some(error) = error.as_db_error() else { return false };
+    let code = error.code();
+    (*code == SqlState::INTERNAL_ERROR && error.message().contains("concurrently"))
+        || *code == SqlState::UNIQUE_VIOLATION
+        || *code == SqlState::DUPLICATE_OBJECT
 }
 
 async fn run(catalog: &Catalog, sql: &str) -> Result<(), CaptureError> {
