@@ -6,6 +6,7 @@
 mod block;
 pub mod http;
 pub mod idempotency;
+pub mod jsonl;
 pub mod mapping;
 pub mod registry;
 pub mod scripted;

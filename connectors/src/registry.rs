@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::http::HttpKind;
+use crate::jsonl::JsonlKind;
 use crate::sink::{Compare, Idempotency, LaneId, OnDelete, Sink};
 use crate::sql::SqlKind;
 
@@ -69,7 +70,7 @@ impl Registry {
     /// The kinds that come with Tillstream.
     #[must_use]
     pub fn built_in() -> Self {
-        Registry::default().with(Box::new(SqlKind)).with(Box::new(HttpKind))
+        Registry::default().with(Box::new(SqlKind)).with(Box::new(HttpKind)).with(Box::new(JsonlKind))
     }
 
     /// Adds a kind; a later one of the same name wins, so that a program can replace a built-in.

@@ -1,6 +1,7 @@
 //! Delivery against scripted and real sinks.
 
 mod http;
+mod jsonl;
 mod mapping;
 mod pos;
 mod runtime;
