@@ -82,8 +82,15 @@ struct JsonlSink {
     dir: PathBuf,
     lane: LaneId,
     open: Option<Open>,
-    /// A call that writes, and the digest of its lines and mark: one that was given up goes on, and the next call is its repetition.
-    writing: Option<(JoinHandle<(Open, Result<(), SinkError>)>, [u8; 32])>,
+    /// A call that writes: one that was given up goes on, and the next call is its repetition.
+    writing: Option<Writing>,
+}
+
+/// A call that writes.
+struct Writing {
+    task: JoinHandle<(Open, Result<(), SinkError>)>,
+    /// Of its lines and mark.
+    digest: [u8; 32],
 }
 
 /// A file that this process holds.
@@ -141,13 +148,13 @@ impl JsonlSink {
             let answer = open.write(&lines, mark);
             (open, answer)
         });
-        self.writing = Some((task, digest));
+        self.writing = Some(Writing { task, digest });
         self.written().await.map(drop)
     }
 
     /// Waits for the call that writes, if there is one, and takes the file back from it; answers the digest of what it wrote.
     async fn written(&mut self) -> Result<Option<[u8; 32]>, SinkError> {
-        let Some((task, digest)) = &mut self.writing else { return Ok(None) };
+        let Some(Writing { task, digest }) = &mut self.writing else { return Ok(None) };
         let (ended, digest) = (task.await, *digest);
         self.writing = None;
         let (open, answer) = ended.map_err(|_| failed("write", &ErrorKind::Other.into()))?;

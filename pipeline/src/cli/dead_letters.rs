@@ -1,4 +1,4 @@
-//! `dead-letters`: what targets refused, why, and the request to try again.
+//! `dead-letters`: what targets refused, why, whether it would pass now, the request to try again, and the decision not to.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +30,16 @@ pub(super) enum Command {
         after_help = "Examples:\n  tillstream dead-letters redrive --connector engagement --code http.status_422 --dry-run\n  tillstream dead-letters redrive --connector engagement --id e1-0/16B3748-17\n\nThe process that delivers the connector sends them, or the next one that runs."
     )]
     Redrive(Redrive),
+    /// Try the connector files as they are now on open dead letters, and send nothing
+    #[command(
+        after_help = "Example:\n  tillstream dead-letters diagnose --connector engagement\n\nWhat the target would say is not known before it is asked."
+    )]
+    Diagnose(List),
+    /// Settle open dead letters without delivering them
+    #[command(
+        after_help = "Example:\n  tillstream dead-letters discard --connector engagement --id e1-0/16B3748-17 --reason \"test guest\"\n\nThe reason and who gave it stay in the control journal."
+    )]
+    Discard(Discard),
 }
 
 /// Which dead letters are meant.
@@ -100,12 +110,23 @@ pub(super) struct Redrive {
     format: Format,
 }
 
+/// Arguments of `discard`.
+#[derive(Debug, Args)]
+pub(super) struct Discard {
+    #[command(flatten)]
+    request: Redrive,
+    /// Why they are not needed; kept with the decision
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
 impl Command {
     pub(super) fn format(&self) -> Format {
         match self {
-            Command::List(list) => list.format,
+            Command::List(list) | Command::Diagnose(list) => list.format,
             Command::Show(show) => show.format,
             Command::Redrive(redrive) => redrive.format,
+            Command::Discard(discard) => discard.request.format,
         }
     }
 }
@@ -120,7 +141,15 @@ pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End
             let state = read(&show.config, registry).await?.2;
             print_letters(&state, &show)
         }
-        Command::Redrive(redrive) => request(redrive, registry).await,
+        Command::Redrive(redrive) => request(redrive, None, registry).await,
+        Command::Discard(Discard { reason, .. }) if reason.trim().is_empty() => {
+            Err(Failure::new("usage.arguments", "say why in --reason".to_owned()).into())
+        }
+        Command::Discard(Discard { request: meant, reason }) => request(meant, Some(&reason), registry).await,
+        Command::Diagnose(list) => {
+            let (pipeline, _, state) = read(&list.config, registry).await?;
+            print_diagnoses(&dead_letter::diagnose(&state, &list.choice.wanted(), &pipeline.connectors), list.format)
+        }
     }
 }
 
@@ -176,7 +205,26 @@ fn print_letters(state: &State, show: &Show) -> Result<(), End> {
     Ok(())
 }
 
-async fn request(redrive: Redrive, registry: &Registry) -> Result<(), End> {
+fn print_diagnoses(diagnoses: &[dead_letter::Diagnosis], format: Format) -> Result<(), End> {
+    if format == Format::Json {
+        return Ok(output::print(serde_json::json!(diagnoses))?);
+    }
+    if diagnoses.is_empty() {
+        eprintln!("no open dead letters");
+    }
+    for d in diagnoses {
+        let (connector, code) = (output::clean(&d.connector), output::clean(&d.code));
+        let example = d.example.as_ref().map_or_else(String::new, |why| format!(", e.g. {}", output::clean(why)));
+        output::print(format_args!(
+            "{connector}  {code}  {} can be sent, {} are filtered now, {} still fail{example}, {} are not taken any more",
+            d.sent, d.filtered, d.fails, d.not_taken
+        ))?;
+    }
+    Ok(())
+}
+
+/// Asks for a redrive, or discards where there is a reason to.
+async fn request(redrive: Redrive, discard: Option<&str>, registry: &Registry) -> Result<(), End> {
     let wanted = redrive.choice.wanted();
     if wanted == Wanted::default() && !redrive.all {
         return Err(Failure::new("usage.arguments", "name a connector, a code or events, or say --all").into());
@@ -184,18 +232,25 @@ async fn request(redrive: Redrive, registry: &Registry) -> Result<(), End> {
     let (pipeline, journal, state) = read(&redrive.config, registry).await?;
     let meant = dead_letter::select(&state, &wanted).len();
     if meant > 0 && !redrive.dry_run {
-        let who =
-            format!("{} pid {}: dead-letters redrive", std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned()), std::process::id());
+        let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
+        let command = if discard.is_some() { "discard" } else { "redrive" };
+        let who = format!("{user} pid {}: dead-letters {command}", std::process::id());
         let asked = async {
             let mut writer = Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &who).await?;
-            dead_letter::redrive(&mut writer, &state, &wanted, &who).await
+            match discard {
+                Some(reason) => dead_letter::discard(&mut writer, &state, &wanted, reason, &who).await,
+                None => dead_letter::redrive(&mut writer, &state, &wanted, &who).await,
+            }
         };
         in_time(asked).await??;
     }
-    match redrive.format {
-        Format::Json => output::print(serde_json::json!({"requested": if redrive.dry_run { 0 } else { meant }, "meant": meant}))?,
-        Format::Human if redrive.dry_run => output::print(format_args!("{meant} dead letters are meant; nothing was asked for"))?,
-        Format::Human => output::print(format_args!("asked for {meant} dead letters to be delivered again"))?,
+    let done = if redrive.dry_run { 0 } else { meant };
+    match (redrive.format, discard) {
+        (Format::Json, Some(_)) => output::print(serde_json::json!({"discarded": done, "meant": meant}))?,
+        (Format::Json, None) => output::print(serde_json::json!({"requested": done, "meant": meant}))?,
+        (Format::Human, _) if redrive.dry_run => output::print(format_args!("{meant} dead letters are meant; nothing was done"))?,
+        (Format::Human, Some(_)) => output::print(format_args!("discarded {meant} dead letters"))?,
+        (Format::Human, None) => output::print(format_args!("asked for {meant} dead letters to be delivered again"))?,
     }
     Ok(())
 }

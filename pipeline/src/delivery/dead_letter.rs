@@ -1,10 +1,15 @@
 //! Dead letters as an operator sees them: grouped, shown with their values masked, and asked for again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use tillstream_schemas::Event;
 
-use crate::control::{ControlError, DeadLetter, Letter, Record, RedriveRequested, State, Writer, now_ms};
+use super::preview::{Preview, Verdict};
+
+use crate::config::Connector;
+use crate::control::{ControlError, DeadLetter, DeadLetterSettled, Letter, Record, RedriveRequested, Settled, State, Writer, now_ms};
 
 /// Dead letters of one connector with one code.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -154,6 +159,77 @@ pub async fn redrive(writer: &mut Writer, state: &State, wanted: &Wanted, by: &s
         writer.store_proven(&Record::RedriveRequested(request)).await?;
     }
     Ok(count)
+}
+
+/// Settles every dead letter that is meant without delivering it, for this reason, and answers how many there are.
+///
+/// # Errors
+/// Those of the control journal.
+pub async fn discard(writer: &mut Writer, state: &State, wanted: &Wanted, reason: &str, by: &str) -> Result<usize, ControlError> {
+    let letters = select(state, wanted);
+    for letter in &letters {
+        let settled = DeadLetterSettled {
+            connector: letter.letter.connector.clone(),
+            event_id: letter.letter.event_id.clone(),
+            how: Settled::Discarded,
+            reason: reason.to_owned(),
+            by: by.to_owned(),
+            at_ms: now_ms(),
+        };
+        writer.store_proven(&Record::DeadLetterSettled(settled)).await?;
+    }
+    Ok(letters.len())
+}
+
+/// What would become of dead letters if they were redriven now, as far as the connector's file tells; what the target would say it cannot.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Diagnosis {
+    /// The connector.
+    pub connector: String,
+    /// The code of the refusal.
+    pub code: String,
+    /// Could be sent.
+    pub sent: usize,
+    /// The connector's `when` does not want them any more: a redrive settles them without a call.
+    pub filtered: usize,
+    /// Still cannot be mapped.
+    pub fails: usize,
+    /// The connector does not take this table or operation any more, or is not part of the pipeline.
+    pub not_taken: usize,
+    /// Why one of those fails that do, without values.
+    pub example: Option<String>,
+}
+
+/// Tries the present files on the dead letters that are meant, and sends nothing.
+#[must_use]
+pub fn diagnose(state: &State, wanted: &Wanted, connectors: &[Connector]) -> Vec<Diagnosis> {
+    let previews: BTreeMap<&str, Preview> = connectors.iter().map(|c| (c.name.as_str(), Preview::new(c))).collect();
+    let mut groups: BTreeMap<(&str, &str), Diagnosis> = BTreeMap::new();
+    for Letter { letter, .. } in select(state, wanted) {
+        let (connector, code) = (letter.connector.as_str(), letter.code.as_str());
+        let group = groups.entry((connector, code)).or_insert_with(|| Diagnosis {
+            connector: connector.to_owned(),
+            code: code.to_owned(),
+            sent: 0,
+            filtered: 0,
+            fails: 0,
+            not_taken: 0,
+            example: None,
+        });
+        let event = letter.event.bytes().and_then(|body| Event::parse(body.into()).ok());
+        match event.zip(previews.get(connector)).map(|(event, preview)| preview.of(&Arc::new(event))) {
+            None | Some(Verdict::NotTaken) => group.not_taken += 1,
+            Some(Verdict::Filtered) => group.filtered += 1,
+            Some(Verdict::Sent(item)) => match item.mapped {
+                Some(Err(reason)) => {
+                    group.fails += 1;
+                    group.example.get_or_insert(reason.message);
+                }
+                Some(Ok(_)) | None => group.sent += 1,
+            },
+        }
+    }
+    groups.into_values().collect()
 }
 
 #[cfg(test)]

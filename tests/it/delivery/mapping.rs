@@ -59,7 +59,7 @@ async fn an_event_that_cannot_be_mapped_is_parked_and_a_mended_map_redrives_it()
         let (_dir, journal) = sold().await;
         let (api, url) = Api::start(|_, _| axum::response::IntoResponse::into_response(axum::Json(json!({"ok": true})))).await;
         let broken = json!({"id": "{{ idempotency_key }}", "deep": {"points": "{{ after.points if after.qty in (5, 6) else 1 }}"}});
-        let stats = catch_up(&journal, vec![loyalty(&url, mode, broken)]).await.expect("catches up");
+        let stats = catch_up(&journal, vec![loyalty(&url, mode, broken.clone())]).await.expect("catches up");
         api.assert_once(16);
         assert_eq!(stats.connector("loyalty").expect("there").rejected.load(Ordering::Relaxed), 2);
 
@@ -67,12 +67,19 @@ async fn an_event_that_cannot_be_mapped_is_parked_and_a_mended_map_redrives_it()
         let letters: Vec<_> = state.dead_letters().map(|l| (l.letter.code.clone(), l.letter.message.clone())).collect();
         let parked = ("mapping.failed".to_owned(), "`map.deep.points`: the event does not have it".to_owned());
         assert_eq!(letters, [parked.clone(), parked], "{mode}");
-        let mut operator = Writer::take_operator(journal.clone(), "test", "pos", &state, "test").await.expect("takes over");
-        dead_letter::redrive(&mut operator, &state, &Wanted::default(), "test").await.expect("asks");
         // The mended file wants one of them, and not the other.
         let mapping =
             Mapping::compile(Some("{{ after.qty != 6 }}"), Some(&json!({"id": "{{ idempotency_key }}", "points": "{{ after.qty }}"})));
         let mended = Connector { mapping: Some(Arc::new(mapping.expect("sound"))), ..loyalty(&url, mode, json!({})) };
+        let would = |connector: &Connector| {
+            let all = dead_letter::diagnose(&state, &Wanted::default(), std::slice::from_ref(connector));
+            all.iter().map(|d| (d.sent, d.filtered, d.fails, d.not_taken)).collect::<Vec<_>>()
+        };
+        assert_eq!(would(&loyalty(&url, mode, broken)), [(0, 0, 2, 0)]);
+        assert_eq!(would(&mended), [(1, 1, 0, 0)]);
+        assert_eq!(would(&Connector { ops: vec![tillstream_schemas::Op::Delete], ..mended.clone() }), [(0, 0, 0, 2)]);
+        let mut operator = Writer::take_operator(journal.clone(), "test", "pos", &state, "test").await.expect("takes over");
+        dead_letter::redrive(&mut operator, &state, &Wanted::default(), "test").await.expect("asks");
         let stats = catch_up(&journal, vec![mended]).await.expect("catches up");
         api.assert_once(17);
         assert_eq!(stats.connector("loyalty").expect("there").redriven.load(Ordering::Relaxed), 2);

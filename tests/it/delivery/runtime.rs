@@ -337,3 +337,22 @@ async fn a_stop_waits_for_a_call_in_the_air() {
     catch_up(&journal, vec![connector("loyalty", script.target())]).await.expect("catches up");
     assert_eq!(script.calls(), 1, "its outcome was saved");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_discarded_dead_letter_is_settled_and_never_sent() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = journal(dir.path(), 1).await;
+    sell(&journal, 3, 1).await;
+    let script = Script::new(Idempotency::Key, |_, batch, _| Act::Answer(batch.items.iter().map(|_| refuse("scripted.no")).collect()));
+    catch_up(&journal, vec![connector("loyalty", script.target())]).await.expect("catches up");
+    let calls = script.calls();
+    let state = control::replay(journal.as_ref()).await.expect("replays");
+    let first = state.dead_letters().next().expect("three").letter.event_id.clone();
+    let mut operator = Writer::take_operator(journal.clone(), "test", "pos", &state, "test").await.expect("takes over");
+    let wanted = Wanted { event_ids: vec![first.clone()], ..Wanted::default() };
+    assert_eq!(dead_letter::discard(&mut operator, &state, &wanted, "a test guest", "test").await.expect("stored"), 1);
+    catch_up(&journal, vec![connector("loyalty", script.target())]).await.expect("catches up");
+    let state = control::replay(journal.as_ref()).await.expect("replays");
+    assert_eq!((state.dead_letters().count(), state.dead_letters().any(|l| l.letter.event_id == first)), (2, false));
+    assert_eq!(script.calls(), calls, "nothing was sent");
+}
