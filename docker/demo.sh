@@ -88,7 +88,8 @@ need_rust
 docker/postgres.sh install
 [ "$journal" = local ] || docker/rabbitmq.sh install
 say "building"
-cargo build --release --locked -p tillstream
+# With the features that the tests build with, so that neither builds what the other has built.
+cargo build --release --locked --workspace --bin tillstream
 
 mkdir -p "$demo"
 exec 9>"$demo/lock"
