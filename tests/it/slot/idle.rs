@@ -78,7 +78,8 @@ async fn an_idle_database_keeps_none_of_its_neighbours_wal() {
         status["source"]["retained_wal_bytes"],
     );
     assert!(worst <= BEHIND_MAX, "{worst:?}");
-    assert!(restarts.len() > 1, "restart_lsn follows");
+    // The server writes down every 15 s where decoding could begin again: the shortest series may end before it has.
+    assert!(Level::get() == Level::Quick || restarts.len() > 1, "restart_lsn follows");
     assert!(status["source"]["slot"]["restart_lsn"].is_string(), "{status}");
     let written: i64 = ours.query_one(writes, &[]).await.expect("asked").get(0);
     assert_eq!(written, written_before, "nothing is written to the source");
