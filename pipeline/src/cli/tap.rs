@@ -155,6 +155,17 @@ pub(super) async fn read(
     end: Option<Offset>,
     send: mpsc::Sender<Shown>,
 ) -> Result<(), Failure> {
+    if end.is_some() {
+        // Behind what is stored a reader would wait for what comes next, and nothing that comes is asked for.
+        let nothing = match from {
+            From::Next => true,
+            From::Time(ms) => journal.tail(Log::Data(partition)).await?.is_none_or(|last| last.stored_at_ms < ms),
+            From::First | From::Offset(_) => false,
+        };
+        if nothing {
+            return Ok(());
+        }
+    }
     let mut reader = journal.reader(Log::Data(partition), from).await?;
     let mut filter = Filter::new();
     loop {

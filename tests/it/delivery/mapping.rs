@@ -131,6 +131,13 @@ async fn a_preview_shows_what_would_be_sent_and_values_on_request_only() {
     ] {
         assert!(said.lines().any(|l| l == line), "{line}\nis not among\n{said}");
     }
+    // Nothing that young is stored, and a preview waits for nothing.
+    for from in ["next", "2199-01-01T00:00:00Z"] {
+        let arguments = ["preview", "crm", "--from", from];
+        let ended = tokio::process::Command::new(program()).args(arguments).current_dir(dir.path()).output();
+        let output = tokio::time::timeout(super::pos::DEADLINE, ended).await.expect("ends").expect("starts");
+        assert!(output.status.success() && output.stdout.starts_with(b"0 events"), "{from}: {output:?}");
+    }
     let shown = preview(&["--unmask", "--format", "json"]).await;
     let lines: Vec<Value> = shown.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert!(lines.iter().any(|line| line["verdict"] == "sent" && line["said"] == json!({"id": 1, "what": "fine"})), "{shown}");
