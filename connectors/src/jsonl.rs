@@ -37,6 +37,10 @@ impl Kind for JsonlKind {
         "jsonl"
     }
 
+    fn keys(&self) -> &'static [&'static str] {
+        &["dir"]
+    }
+
     fn validate(&self, block: &Value, _mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         let dir = Block::new(block, "", &["dir"], &mut problems).and_then(|block| {

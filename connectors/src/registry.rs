@@ -52,6 +52,11 @@ pub trait Kind: Send + Sync {
     /// The key, as `sql`.
     fn name(&self) -> &'static str;
 
+    /// The keys of its block, for editors; empty when the kind does not tell them.
+    fn keys(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// Checks the block under the key (secrets already resolved) and reports every problem at once. Pure: touches no network and no file.
     /// `mapped` says that the connector has a `map`, so that every item comes with the JSON to send.
     ///

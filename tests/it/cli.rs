@@ -176,6 +176,8 @@ async fn a_process_whose_source_is_away_lives_is_not_ready_says_why_and_ends_on_
     assert!(metrics.contains("tillstream_capture_up{pipeline=\"shop\"} 0") && metrics.ends_with("# EOF\n"), "{metrics}");
     let (_, status) = ask(port, "/api/status").await.expect("it listens");
     let status: Value = serde_json::from_str(&status).expect("JSON");
+    let (code, schema) = ask(port, "/api/schema/connector").await.expect("it listens");
+    assert!(code == 200 && schema.contains("\"on_delete\""), "{code}: {schema}");
     assert_eq!((&status["source"]["state"], &status["journal"]["state"]), (&"blocked".into(), &"healthy".into()), "{status}");
     let shown = tillstream(&dir, &["status"]);
     assert_eq!(shown.status.code(), Some(1), "a pipeline that is not ready");

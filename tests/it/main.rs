@@ -3,6 +3,7 @@
 mod backfill;
 mod cases;
 mod cli;
+mod cli_files;
 mod contract;
 mod coverage;
 mod delivery;

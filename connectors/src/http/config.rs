@@ -63,6 +63,10 @@ impl Kind for HttpKind {
         "http"
     }
 
+    fn keys(&self) -> &'static [&'static str] {
+        &KEYS
+    }
+
     fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         match read(block, mapped, &mut problems) {

@@ -49,6 +49,10 @@ impl Kind for SqlKind {
         "sql"
     }
 
+    fn keys(&self) -> &'static [&'static str] {
+        &KEYS
+    }
+
     fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         if mapped {

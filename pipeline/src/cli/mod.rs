@@ -175,7 +175,7 @@ impl Command {
 
 async fn dispatch(command: Command, settings: settings::Settings, registry: Registry) -> Result<(), End> {
     match command {
-        Command::Run(arguments) => run::run(arguments, &settings, &registry).await,
+        Command::Run(arguments) => run::run(arguments, &settings, registry).await,
         Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
         Command::Preview(arguments) => preview::run(arguments, &registry).await,

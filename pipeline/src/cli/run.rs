@@ -1,6 +1,7 @@
 //! `run`: the daemon, and the job that drains and ends.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use clap::Args;
 use tillstream_connectors::registry::Registry;
@@ -11,7 +12,7 @@ use super::ConfigFile;
 use super::output::{End, Format};
 use crate::config::settings::Settings;
 use crate::ops::failure::Failure;
-use crate::ops::process::{self, Only, Options};
+use crate::ops::process::{self, Files, Only, Options};
 
 /// Captures changes into the journal and delivers them
 #[derive(Debug, Args)]
@@ -35,8 +36,9 @@ pub(super) struct Arguments {
     pub(super) format: Format,
 }
 
-pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Registry) -> Result<(), End> {
-    let pipeline = arguments.config.load(registry)?;
+pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: Registry) -> Result<(), End> {
+    let pipeline = arguments.config.load(&registry)?;
+    let files = Files { registry: Arc::new(registry) };
     let options = Options {
         only: arguments.only,
         until_caught_up: arguments.until_caught_up,
@@ -45,7 +47,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Re
     let stop = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| Failure::new("internal.runtime", format!("handle signals: {e}")))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| Failure::new("internal.runtime", format!("handle signals: {e}")))?;
-    let mut running = std::pin::pin!(process::run(pipeline, options, stop.clone()));
+    let mut running = std::pin::pin!(process::run(pipeline, options, files, stop.clone()));
     let mut code = None;
     let ended = loop {
         tokio::select! {

@@ -1,4 +1,4 @@
-//! `schema`: how captured tables have changed, as the stream told it.
+//! `schema`: how captured tables have changed, as the stream told it; and the JSON Schemas of the configuration files.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use tillstream_connectors::registry::Registry;
 
 use super::ConfigFile;
 use super::output::{self, End, Format};
+use crate::config;
 use crate::control::{self, TableLayout};
 use crate::journal;
 use crate::ops::failure::Failure;
@@ -16,7 +17,7 @@ use crate::ops::layouts;
 /// A command answers or says why not; a broker that does not answer for this long is away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// Shows how captured tables have changed
+/// Shows how captured tables have changed, and what configuration files may hold
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// List the layouts of captured tables: since when, and what changed
@@ -24,6 +25,16 @@ pub(super) enum Command {
         after_help = "Examples:\n  tillstream schema history\n  tillstream schema history --table public.orders --columns\n\nEvents carry the fingerprint of their table's layout in the field `layout`."
     )]
     History(History),
+    /// Print the JSON Schema of connector files, for editors
+    #[command(
+        after_help = "Example:\n  tillstream schema connector > connector.schema.json\n\nAn editor finds it by a first line `# yaml-language-server: $schema=connector.schema.json`;\na running pipeline serves it at /api/schema/connector."
+    )]
+    Connector,
+    /// Print the JSON Schema of pipeline files, for editors
+    #[command(
+        after_help = "Example:\n  tillstream schema pipeline > pipeline.schema.json\n\nA running pipeline serves it at /api/schema/pipeline."
+    )]
+    Pipeline,
 }
 
 /// Arguments of `history`.
@@ -46,12 +57,19 @@ impl Command {
     pub(super) fn format(&self) -> Format {
         match self {
             Command::History(history) => history.format,
+            Command::Connector | Command::Pipeline => Format::Human,
         }
     }
 }
 
 pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End> {
-    let Command::History(history) = command;
+    let history = match command {
+        Command::History(history) => history,
+        Command::Connector => {
+            return Ok(output::print(format_args!("{:#}", config::schema::of(config::schema::File::Connector, registry)))?);
+        }
+        Command::Pipeline => return Ok(output::print(format_args!("{:#}", config::schema::of(config::schema::File::Pipeline, registry)))?),
+    };
     let pipeline = history.config.load(registry)?;
     let journal = journal::open(&pipeline.journal, "tillstream schema")?;
     let late = || Failure::new("journal.unavailable", format!("the journal did not answer within {} s", ANSWER_WITHIN.as_secs()));

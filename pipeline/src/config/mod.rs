@@ -15,6 +15,7 @@ mod document;
 mod keys;
 mod raw;
 mod report;
+pub mod schema;
 mod secrets;
 pub mod settings;
 mod tree;

@@ -504,14 +504,13 @@ fn sink(
     for (table, _) in &target.plan().columns {
         if !wanted.iter().any(|(s, t)| format!("{s}.{t}") == *table) {
             let (span, _) = locate(node, *kind_span, &format!("tables.{table}"));
-            let help = Some("add it to `from.tables`, or remove it here".to_owned());
-            checker.problem(
-                Code::UnknownTable,
-                span,
-                format!("the sink names table `{table}`, which `from.tables` does not"),
-                "not delivered",
-                help,
-            );
+            let known: Vec<String> = wanted.iter().map(|(s, t)| format!("{s}.{t}")).collect();
+            let help = match nearest(table, known.iter().map(String::as_str)) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => "add it to `from.tables`, or remove it here".to_owned(),
+            };
+            let message = format!("the sink names table `{table}`, which `from.tables` does not");
+            checker.problem(Code::UnknownTable, span, message, "not delivered", Some(help));
         }
     }
     Some((kind.name(), target))
@@ -520,12 +519,15 @@ fn sink(
 /// A sink's problem at the place its path leads to.
 fn place_problem(document: &Document, problem: registry::Problem, node: &Node, kind_span: Span) -> Problem {
     let (span, found) = locate(node, kind_span, &problem.path);
+    let named = problem.path.is_empty() || problem.message.starts_with(&format!("`{}`", problem.path));
+    let message = if named { problem.message } else { format!("`{}`: {}", problem.path, problem.message) };
+    // Whoever is told that something is wrong is told what to do.
+    let help = problem.help.unwrap_or_else(|| match problem.path.as_str() {
+        "" => "mend the block of this kind".to_owned(),
+        path => format!("give `{path}` another value, or remove it"),
+    });
     // What the path names may be the very thing that is missing.
-    let message = match (problem.path.is_empty(), found) {
-        (false, _) => format!("`{}`: {}", problem.path, problem.message),
-        (true, _) => problem.message,
-    };
-    document.problem(Code::BadSink, span, message, if found { "here" } else { "it belongs here" }, problem.help)
+    document.problem(Code::BadSink, span, message, if found { "here" } else { "it belongs here" }, Some(help))
 }
 
 /// A problem that was found outside the file: at the first place below `below` where `word` stands, else at the block itself.

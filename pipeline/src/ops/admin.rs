@@ -1,4 +1,4 @@
-//! The admin endpoint: `/healthz /readyz /metrics /api/status`, which only look, and `/api/backfills`. It has no authentication and belongs
+//! The admin endpoint: `/healthz /readyz /metrics /api/status /api/schema/…`, which only look, and `/api/backfills`. It has no authentication and belongs
 //! on loopback.
 
 use std::net::SocketAddr;
@@ -13,7 +13,9 @@ use serde_json::json;
 
 use super::failure::Failure;
 use super::observer::Observer;
+use super::process::Files;
 use super::{backfills, metrics, status};
+use crate::config;
 
 /// Takes the address. Serving begins with [`serve`].
 ///
@@ -24,12 +26,18 @@ pub async fn bind(address: SocketAddr) -> Result<tokio::net::TcpListener, Failur
 }
 
 /// Serves until it is dropped.
-pub async fn serve(listener: tokio::net::TcpListener, observer: Arc<Observer>) {
+pub async fn serve(listener: tokio::net::TcpListener, observer: Arc<Observer>, files: Files) {
+    let schema = |file| {
+        let schema = config::schema::of(file, &files.registry);
+        get(async move || Json(schema))
+    };
     let router = Router::new()
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(exposition))
         .route("/api/status", get(async |State(observer): State<Arc<Observer>>| Json(status::document(&observer))))
+        .route("/api/schema/connector", schema(config::schema::File::Connector))
+        .route("/api/schema/pipeline", schema(config::schema::File::Pipeline))
         .merge(backfills::routes())
         .with_state(observer);
     if let Err(error) = axum::serve(listener, router).await {

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use tillstream_connectors::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +48,13 @@ pub struct Options {
     pub listen: SocketAddr,
 }
 
+/// What the process was configured from.
+#[derive(Clone)]
+pub struct Files {
+    /// The kinds of sink of this program.
+    pub registry: Arc<Registry>,
+}
+
 /// How a run ended well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ended {
@@ -66,12 +74,12 @@ const JOB_PATIENCE: Duration = Duration::from_secs(60);
 ///
 /// # Errors
 /// The definite error that ended it, and [`Class::Temporary`] when the loops did not end in time.
-pub async fn run(pipeline: Pipeline, options: Options, stop: CancellationToken) -> Result<Ended, Failure> {
+pub async fn run(pipeline: Pipeline, options: Options, files: Files, stop: CancellationToken) -> Result<Ended, Failure> {
     let listener = admin::bind(options.listen).await?;
     let listen = listener.local_addr().unwrap_or(options.listen);
     tracing::info!(pipeline = pipeline.name, admin = %listen, version = env!("CARGO_PKG_VERSION"), "started");
     let process = Process::new(pipeline, options, stop)?;
-    let served = tokio::spawn(admin::serve(listener, Arc::clone(&process.observer)));
+    let served = tokio::spawn(admin::serve(listener, Arc::clone(&process.observer), files));
     let watched = tokio::spawn(Arc::clone(&process.observer).watch());
     let result = process.run().await;
     served.abort();

@@ -1,0 +1,307 @@
+//! Files as an integration engineer gets them wrong: each fault is told with code, place and remedy, and most misspelt names with the right one. Editors
+//! are told the same by the JSON Schemas.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use tillstream::config::schema::{self, File};
+use tillstream::config::{self, Problem};
+use tillstream_connectors::registry::Registry;
+
+use crate::harness::{Database, Postgres, program, root, scratch};
+
+fn fixtures() -> PathBuf {
+    root().join("tests/it/fixtures")
+}
+
+fn yaml_files(dir: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(dir).expect("there").flatten().map(|entry| entry.path());
+    let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn every_broken_connector_file_is_told_with_code_file_line_column_and_a_fix() {
+    let dir = fixtures().join("connectors");
+    let files = yaml_files(&dir);
+    assert!(files.len() >= 40, "{} files", files.len());
+    let mut lines = String::new();
+    for file in &files {
+        let name = file.file_name().and_then(|n| n.to_str()).expect("a name");
+        let mut command = std::process::Command::new(program());
+        command.args(["validate", "--offline", "--format", "json", name]).current_dir(&dir).env_remove("NO_SUCH_SECRET");
+        let output = command.output().expect("the program starts");
+        assert_eq!(output.status.code(), Some(78), "{name}");
+        let error: Value = serde_json::from_slice(&output.stderr).expect("one JSON document");
+        let problems = error["error"]["problems"].as_array().expect("problems");
+        assert!(!problems.is_empty(), "{name}");
+        for problem in problems {
+            let told = |key: &str| problem[key].as_str().is_some_and(|text| !text.is_empty());
+            assert!(told("code") && told("what") && told("fix") && problem["file"] == *name, "{problem}");
+            assert!(problem["line"].as_u64() > Some(0) && problem["column"].as_u64() > Some(0), "{problem}");
+            lines.push_str(&format!("{problem}\n"));
+        }
+    }
+    assert!(!lines.contains("hunter2"), "a password is shown");
+    let expected = dir.join("expected.ndjson");
+    if std::env::var_os("TILLSTREAM_UPDATE").is_some() {
+        std::fs::write(&expected, &lines).expect("can be written");
+    }
+    let expected = std::fs::read_to_string(expected).unwrap_or_default();
+    assert!(expected == lines, "TILLSTREAM_UPDATE=1 writes it anew.\n--- expected\n{expected}\n--- got\n{lines}");
+    println!("{} broken connector files, {} faults, each with code, file, line, column and a fix", files.len(), lines.lines().count());
+}
+
+/// What fingers do to a word, at its beginning, in its middle and at its end: a letter dropped, doubled, swapped with the next, replaced.
+fn typos(word: &str) -> Vec<String> {
+    let letters: Vec<char> = word.chars().collect();
+    let n = letters.len();
+    let mut places = vec![0, n / 2, n - 1];
+    places.dedup();
+    let mut typos = Vec::new();
+    for at in places {
+        let mut changed = |change: &dyn Fn(&mut Vec<char>)| {
+            let mut letters = letters.clone();
+            change(&mut letters);
+            typos.push(letters.into_iter().collect::<String>());
+        };
+        changed(&|l| {
+            l.remove(at);
+        });
+        changed(&|l| l.insert(at, l[at]));
+        changed(&|l| l.swap(at, (at + 1).min(n - 1)));
+        // The key to its right.
+        let row =
+            ["qwertyuiopq", "asdfghjkla", "zxcvbnmz"].iter().find_map(|row| row.find(letters[at]).map(|i| row.as_bytes()[i + 1] as char));
+        changed(&|l| l[at] = row.unwrap_or('x'));
+    }
+    typos.sort();
+    typos.dedup();
+    typos.retain(|typo| typo != word && !typo.is_empty());
+    typos
+}
+
+/// How many misspelt names got the right suggestion, and which did not.
+#[derive(Default)]
+struct Tally {
+    right: usize,
+    wrong: Vec<String>,
+}
+
+impl Tally {
+    fn note(&mut self, typo: &str, word: &str, help: Option<&str>) {
+        match help {
+            Some(help) if help == format!("did you mean `{word}`?") => self.right += 1,
+            _ => self.wrong.push(format!("{typo} for {word}: {}", help.unwrap_or("nothing"))),
+        }
+    }
+
+    /// Prints the rate, which has to be above four in five.
+    fn close(self, of: &str) -> (usize, usize) {
+        let all = self.right + self.wrong.len();
+        println!(
+            "{of:<22} {:>5} of {all:>5} misspelt names get the right suggestion ({:.1} %)",
+            self.right,
+            100.0 * self.right as f64 / all as f64
+        );
+        assert!(self.right * 5 > all * 4, "{of}: {:#?}", self.wrong);
+        (self.right, all)
+    }
+}
+
+/// Every property of a schema: the path of its block, and its name among its neighbours.
+fn properties(schema: &Value, path: &[String], found: &mut Vec<(Vec<String>, Vec<String>)>) {
+    let Some(known) = schema["properties"].as_object() else { return };
+    found.push((path.to_vec(), known.keys().cloned().collect()));
+    for (name, below) in known {
+        properties(below, &[path, std::slice::from_ref(name)].concat(), found);
+    }
+}
+
+fn problems(path: &Path, text: &Value, registry: &Registry) -> Vec<Problem> {
+    std::fs::write(path, text.to_string()).expect("can be written");
+    match config::check_files(&[path.to_owned()], registry) {
+        Ok(_) => Vec::new(),
+        Err(report) => report.problems().to_vec(),
+    }
+}
+
+#[test]
+fn misspelt_keys_and_kinds_get_the_right_suggestion() {
+    let registry = Registry::built_in();
+    let file = scratch("typos").join("file.yaml");
+    let mut sum = (0, 0);
+    for (what, kind, first) in [("keys, pipeline", File::Pipeline, "source"), ("keys, connector", File::Connector, "connector")] {
+        let mut blocks = Vec::new();
+        properties(&schema::of(kind, &registry), &[], &mut blocks);
+        let mut tally = Tally::default();
+        for (path, names) in &blocks {
+            let typos = names.iter().flat_map(|name| typos(name).into_iter().map(move |typo| (typo, name)));
+            for (typo, name) in typos.filter(|(typo, _)| !names.contains(typo)) {
+                let inner: Value = Map::from_iter([(typo.clone(), json!(1))]).into();
+                let mut document = path.iter().rev().fold(inner, |inner, key| Map::from_iter([(key.clone(), inner)]).into());
+                // What makes it a file of this kind.
+                if document.get(first).is_none() {
+                    document[first] = json!("x");
+                }
+                let said = problems(&file, &document, &registry);
+                let meant = said.iter().find(|p| p.message.contains(&format!("`{typo}`")) || p.message.contains(&format!(".{typo}`")));
+                tally.note(&typo, name, meant.and_then(|p| p.help.as_deref()));
+            }
+        }
+        let (right, all) = tally.close(what);
+        sum = (sum.0 + right, sum.1 + all);
+    }
+    println!("all keys: {} of {} ({:.1} %)", sum.0, sum.1, 100.0 * sum.0 as f64 / sum.1 as f64);
+}
+
+#[test]
+fn misspelt_words_in_expressions_and_values_get_the_right_suggestion() {
+    let registry = Registry::built_in();
+    let file = scratch("typos").join("connector.yaml");
+    let filters = [
+        "decimal",
+        "minor",
+        "plus",
+        "minus",
+        "times",
+        "date_in",
+        "time_in",
+        "business_date",
+        "sha256",
+        "email",
+        "default",
+        "lower",
+        "upper",
+        "replace",
+        "length",
+    ];
+    let variables =
+        ["after", "before", "row", "key", "table", "unchanged", "idempotency_key", "version", "committed_at", "commit_lsn", "ordinal"];
+    let functions = ["changed", "range"];
+    let choices = ["tombstone", "delete", "ignore"];
+    let mut tally = Tally::default();
+    let mut one = |words: &[&str], document: &dyn Fn(&str) -> Value| {
+        for word in words {
+            for typo in typos(word).into_iter().filter(|typo| !words.contains(&typo.as_str())) {
+                let mut full = json!({"version": 1, "connector": "x", "from": {"tables": ["public.a"]}, "on_delete": "ignore", "to": {"http": {"url": "https://x.example"}}});
+                for (key, value) in document(&typo).as_object().expect("a block") {
+                    full[key] = value.clone();
+                }
+                let said = problems(&file, &full, &registry);
+                let meant = said.iter().find(|p| p.message.contains(&format!("`{typo}`")));
+                tally.note(&typo, word, meant.and_then(|p| p.help.as_deref()));
+            }
+        }
+    };
+    one(&filters, &|typo| json!({"map": {"x": format!("{{{{ after.x | {typo} }}}}")}}));
+    one(&variables, &|typo| json!({"map": {"x": format!("{{{{ {typo} }}}}")}}));
+    one(&functions, &|typo| json!({"map": {"x": format!("{{{{ {typo}('x') }}}}")}}));
+    one(&choices, &|typo| json!({"on_delete": typo}));
+    tally.close("expressions and values");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn misspelt_columns_and_tables_get_the_right_suggestion() {
+    let server = Postgres::shared().await;
+    let pos = Database::pos(&server, "typos").await;
+    let dir = scratch("typos");
+    let client = pos.connect().await;
+    client
+        .batch_execute("CREATE PUBLICATION typos FOR TABLE public.customer, public.payment, public.order_item, public.menu_item")
+        .await
+        .expect("creates");
+    let mut tally = Tally::default();
+    for table in ["public.customer", "public.payment", "public.order_item"] {
+        let rows = client
+            .query(
+                "SELECT attname::text FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped",
+                &[&table],
+            )
+            .await
+            .expect("the catalogue");
+        let columns: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let typos: Vec<(String, &String)> =
+            columns.iter().flat_map(|c| typos(c).into_iter().map(move |t| (t, c))).filter(|(t, _)| !columns.contains(t)).collect();
+        let map: Map<String, Value> =
+            typos.iter().enumerate().map(|(n, (typo, _))| (format!("leaf{n}"), json!(format!("{{{{ after.{typo} }}}}")))).collect();
+        let connector = json!({"version": 1, "connector": "x", "from": {"tables": [table]}, "on_delete": "ignore", "map": map, "to": {"http": {"url": "https://x.example"}}});
+        std::fs::write(dir.join("x.yaml"), connector.to_string()).expect("written");
+        let pipeline = json!({
+            "version": 1, "pipeline": "typos", "journal": {"local": {"dir": "j"}}, "connectors": ["x.yaml"],
+            "source": {"name": "pos", "url": pos.url, "slot": "typos", "publication": "typos", "tables": ["public.customer", "public.payment", "public.order_item", "public.menu_item"]},
+        });
+        std::fs::write(dir.join("tillstream.yaml"), pipeline.to_string()).expect("written");
+        let output = tokio::process::Command::new(program())
+            .args(["validate", "--format", "json"])
+            .current_dir(&dir)
+            .output()
+            .await
+            .expect("starts");
+        let error: Value =
+            serde_json::from_slice(&output.stderr).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output.stderr)));
+        let said = error["error"]["problems"].as_array().cloned().unwrap_or_default();
+        for (typo, column) in &typos {
+            let meant = said.iter().find(|p| p["what"].as_str().is_some_and(|what| what.contains(&format!("`{typo}`"))));
+            tally.note(typo, column, meant.and_then(|p| p["fix"].as_str()));
+        }
+    }
+    tally.close("columns");
+}
+
+/// A file as JSON; `None` where it is no YAML without anchors.
+fn document(path: &Path) -> Option<Value> {
+    serde_saphyr::from_str(&std::fs::read_to_string(path).ok()?).ok()
+}
+
+#[test]
+fn the_schemas_for_editors_say_what_the_checker_says() {
+    let registry = Registry::built_in();
+    let schemas = [File::Pipeline, File::Connector].map(|file| schema::of(file, &registry));
+    let validators = schemas.each_ref().map(|schema| jsonschema::validator_for(schema).expect("a schema"));
+    for (n, name) in ["pipeline", "connector"].iter().enumerate() {
+        let output = std::process::Command::new(program()).args(["schema", name]).output().expect("starts");
+        let printed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(printed, schemas[n], "{name}");
+    }
+    let of = |document: &Value| usize::from(document.get("connector").is_some());
+    // What the demo uses is right for both.
+    for path in yaml_files(&root().join("docker/demo")) {
+        let document = document(&path).expect("YAML");
+        let errors: Vec<String> =
+            validators[of(&document)].iter_errors(&document).map(|e| format!("{} at {}", e, e.instance_path())).collect();
+        assert!(errors.is_empty(), "{}: {errors:?}", path.display());
+    }
+    // What the checker refuses for keys and forms, the schema refuses too; what it only refuses for its meaning, the schema lets pass.
+    let form = [
+        "config.unknown_key",
+        "config.missing_key",
+        "config.bad_choice",
+        "config.bad_name",
+        "config.bad_table",
+        "config.bad_number",
+        "config.bad_duration",
+        "config.bad_size",
+        "config.unknown_kind",
+        "config.bad_version",
+        "config.wrong_type",
+    ];
+    let mut refused = 0;
+    for path in [yaml_files(&fixtures().join("connectors")), yaml_files(&fixtures().join("config"))].concat() {
+        let Err(report) = config::check_files(std::slice::from_ref(&path), &registry) else { panic!("{} is broken", path.display()) };
+        // Of what a connector file beside it has, its own schema would tell.
+        let own = |p: &&Problem| p.file == path.display().to_string();
+        let formal = report.problems().iter().filter(own).any(|p| {
+            form.contains(&p.code.as_str())
+                && !(p.code.as_str() == "config.bad_duration" && p.message.ends_with("out of bounds"))
+                && !(p.code.as_str() == "config.bad_size" && p.message.ends_with("out of bounds"))
+        });
+        let Some(document) = document(&path) else { continue };
+        let valid = validators[of(&document)].is_valid(&document);
+        assert!(!(formal && valid), "{}: the checker refuses it, the schema does not", path.display());
+        refused += usize::from(!valid);
+    }
+    println!("{refused} broken files are refused by the schemas too");
+    assert!(refused >= 25);
+}
