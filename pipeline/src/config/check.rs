@@ -31,6 +31,7 @@ pub(crate) enum Checked {
     Bool(bool),
     Count(u64),
     Duration(Duration),
+    Rate(super::Rate),
     Size(u64),
     Path(PathBuf),
     Address(SocketAddr),
@@ -113,6 +114,13 @@ impl Block {
     pub(crate) fn duration(&self, key: &str) -> Option<Duration> {
         match self.get(key)?.value {
             Checked::Duration(d) => Some(d),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn rate(&self, key: &str) -> Option<super::Rate> {
+        match self.get(key)?.value {
+            Checked::Rate(rate) => Some(rate),
             _ => None,
         }
     }
@@ -504,6 +512,10 @@ impl Checker<'_> {
                     wrong(Code::BadDuration, format!("add the unit: `{text}s` for seconds (ms, s, m, h, d)"))
                 }
                 None => wrong(Code::BadDuration, "write a whole number and ms, s, m, h or d; 1h30m is possible".to_owned()),
+            },
+            Type::Rate => match units::rate(text) {
+                Some(rate) => Some(Checked::Rate(rate)),
+                None => wrong(Code::BadNumber, "write a whole number of events and a time: 20/s, 750/m, 1000/h or 5/10s".to_owned()),
             },
             Type::Size(min, max) => match units::size(text) {
                 Some(n) if (*min..=*max).contains(&n) => Some(Checked::Size(n)),

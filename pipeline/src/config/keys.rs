@@ -19,6 +19,8 @@ pub(crate) enum Type {
     Count(u64, u64),
     /// A duration with unit, within bounds in milliseconds.
     Duration(u64, u64),
+    /// So many events in a time, as `20/s`.
+    Rate,
     /// A size with unit, within bounds in bytes.
     Size(u64, u64),
     /// A path; relative ones begin at the file.
@@ -266,12 +268,30 @@ const BATCH: [Key; 3] = [
     key("linger", Type::Duration(0, 60 * SECOND), Default("20ms"), "How long a lane waits for more events before it sends what it has."),
 ];
 
-const DELIVERY: [Key; 2] = [
+const DELIVERY: [Key; 5] = [
     key("lanes", Type::Count(1, 256), Default("4"), "Ordered queues per partition; events of one row share a lane."),
     key("batch", Type::Block(&BATCH), Implied, "How events are grouped."),
+    key(
+        "in_flight",
+        Type::Count(1, 10_000),
+        Optional("one a lane"),
+        "Most calls in the air at once in a process; fewer while the target asks for pauses or becomes slow.",
+    ),
+    key(
+        "rate",
+        Type::Rate,
+        Optional("not limited"),
+        "Most events in a time, as 20/s or 750/m, over all processes that share the connector; batches become small enough to keep it.",
+    ),
+    key(
+        "timeout",
+        Type::Duration(100, HOUR),
+        Optional("the sink's own"),
+        "Longest time of one call; what became of its events is unknown then, and they are sent again under the same keys.",
+    ),
 ];
 
-const RETRY: [Key; 3] = [
+const RETRY: [Key; 4] = [
     key("base", Type::Duration(1, HOUR), Default("200ms"), "First delay; it doubles, with jitter."),
     key("max", Type::Duration(1, DAY), Default("30s"), "Longest delay."),
     key(
@@ -279,6 +299,12 @@ const RETRY: [Key; 3] = [
         Type::Duration(SECOND, 366 * DAY),
         Optional("never"),
         "When an event that alone keeps failing becomes a dead letter; a target that is away as a whole never counts.",
+    ),
+    key(
+        "later",
+        Type::Choice(&["wait", "supersede"]),
+        Default("wait"),
+        "What later events of a row do while one of them waits: stand behind it, or take its place (rows as states, of which the newest is enough; never for facts).",
     ),
 ];
 
@@ -330,6 +356,7 @@ impl Type {
             Type::Bool => "true or false".to_owned(),
             Type::Count(min, max) => format!("a whole number from {min} to {max}"),
             Type::Duration(..) => "a duration with unit, as 30s".to_owned(),
+            Type::Rate => "a number of events in a time, as 20/s or 750/m".to_owned(),
             Type::Size(..) => "a size with unit, as 8MiB".to_owned(),
             Type::Path => "a path".to_owned(),
             Type::Address => "an address with port, as 127.0.0.1:7410".to_owned(),

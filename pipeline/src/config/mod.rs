@@ -304,6 +304,38 @@ pub struct Delivery {
     pub batch_bytes_max: usize,
     /// How long a lane waits for more events before it sends what it has.
     pub linger: Duration,
+    /// Most calls in the air at once, all lanes and partitions of a process together; `None`: one a lane.
+    pub in_flight: Option<usize>,
+    /// Most events in a time, all processes together.
+    pub rate: Option<Rate>,
+    /// Longest time of one call; `None`: the sink's own.
+    pub timeout: Option<Duration>,
+}
+
+/// A number of events in a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// How many; at least one.
+    pub events: u64,
+    /// In how long.
+    pub per: Duration,
+}
+
+impl Rate {
+    /// Events a second.
+    #[must_use]
+    pub fn per_second(self) -> f64 {
+        self.events as f64 / self.per.as_secs_f64()
+    }
+}
+
+/// What becomes of later events of a row while one of them waits for its turn or its repetition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Later {
+    /// They wait behind it: each of them counts.
+    Wait,
+    /// The newest one takes its place: only the row's last state counts.
+    Supersede,
 }
 
 /// How failures are repeated.
@@ -315,4 +347,6 @@ pub struct Retry {
     pub max: Duration,
     /// When an event whose own failures look transient becomes a dead letter; `None`: never. A target that is away as a whole never counts.
     pub give_up_after: Option<Duration>,
+    /// What later events of a row do meanwhile.
+    pub later: Later,
 }

@@ -19,8 +19,8 @@ use super::report::{Code, Problem, Report};
 use super::secrets::Environment;
 use super::tree::{self, Node, Value};
 use super::{
-    Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, LocalJournal, OnDelete, Origin, Pipeline, Protect,
-    RabbitJournal, Retention, Retry, Source, SourceTable, Streaming,
+    Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, Later, LocalJournal, OnDelete, Origin, Pipeline,
+    Protect, RabbitJournal, Retention, Retry, Source, SourceTable, Streaming,
 };
 
 /// What both journals keep when nothing is said: a week covers a long weekend and a day of repair.
@@ -407,8 +407,16 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
             batch_items_max: batch.count("items")?,
             batch_bytes_max: batch.size("bytes")?,
             linger: batch.duration("linger")?,
+            in_flight: delivery.count("in_flight"),
+            rate: delivery.rate("rate"),
+            timeout: delivery.duration("timeout"),
         },
-        retry: Retry { base: retry.duration("base")?, max: retry.duration("max")?, give_up_after: retry.duration("give_up_after") },
+        retry: Retry {
+            base: retry.duration("base")?,
+            max: retry.duration("max")?,
+            give_up_after: retry.duration("give_up_after"),
+            later: if retry.text("later")? == "supersede" { Later::Supersede } else { Later::Wait },
+        },
     })
 }
 

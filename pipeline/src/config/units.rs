@@ -25,6 +25,18 @@ pub fn duration(text: &str) -> Option<Duration> {
     (below != u64::MAX && total <= 100 * 366 * 86_400_000).then(|| Duration::from_millis(total))
 }
 
+/// Reads a rate: `<whole number>/<time>`, the time as a duration or its unit alone, as `20/s`, `750/m`, `5/10s`. `None` for
+/// anything else, for nothing at all and for a time of more than a day.
+#[must_use]
+pub fn rate(text: &str) -> Option<super::Rate> {
+    let (events, per) = text.trim().split_once('/')?;
+    let events: u64 = events.trim_end().parse().ok()?;
+    let per = per.trim_start();
+    let per = if per.starts_with(|c: char| c.is_ascii_digit()) { duration(per)? } else { duration(&format!("1{per}"))? };
+    let sound = (1..=100_000_000).contains(&events) && !per.is_zero() && per <= Duration::from_secs(86_400);
+    sound.then_some(super::Rate { events, per })
+}
+
 /// Reads a size in bytes: a whole number and `B`, `kB`/`KB`, `MB`, `GB`, `TB` (powers of 1000) or `KiB`, `MiB`, `GiB`, `TiB`.
 #[must_use]
 pub fn size(text: &str) -> Option<u64> {
@@ -79,6 +91,16 @@ pub fn show_duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates() {
+        for (text, events, seconds) in [("20/s", 20, 1), ("750 / m", 750, 60), ("5/10s", 5, 10), ("1000/h", 1000, 3600)] {
+            assert_eq!(rate(text), Some(crate::config::Rate { events, per: Duration::from_secs(seconds) }), "{text}");
+        }
+        for text in ["20", "20/", "/s", "0/s", "-1/s", "1.5/s", "20/0s", "20/2d", "20/x", "20/s/s", "20s"] {
+            assert_eq!(rate(text), None, "{text}");
+        }
+    }
 
     #[test]
     fn durations_need_units_and_fall() {

@@ -3,16 +3,18 @@
 //! Owns its sink and its queue; waits, repeats and pauses. Decides nothing about checkpoints and dead letters: it
 //! reports to its partition.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tillstream_connectors::sink::{Batch, Class, Item, Mark, Outcome, Sink, SinkError};
-use tokio::sync::{mpsc, oneshot, watch};
+use tillstream_connectors::sink::{Batch, Class, Item, Mark, Outcome, Reason, Retry, Sink, SinkError};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::gate::{Gate, Heard};
 use super::mark::LaneMark;
-use super::queue::{Cut, Head, Origin, Queue, Rejected, Work};
+use super::queue::{Applied, Cut, Head, Origin, Queue, Rejected, Work};
 use super::settlement::Point;
 use super::stats::{ConnectorState, ConnectorStats};
 use crate::config;
@@ -22,8 +24,12 @@ use crate::retry::Delays;
 /// process ends within the ten seconds it promises.
 pub(super) const FINISH_WITHIN: Duration = Duration::from_secs(5);
 
-/// The longest pause that is taken from a target: a wrong clock or a date far ahead must not stop a connector for days.
-const PAUSE_MAX: Duration = Duration::from_secs(3600);
+/// A batch that fails as a whole so often while the target takes others is halved, since one of its items may be what the
+/// target stumbles over. Before that the very same batch is repeated: a target that knows calls by their key and not by
+/// their items sees no new one.
+const FAILED_BATCHES_MAX: u32 = 3;
+/// The same where nobody else tells that the target is there.
+const FAILED_BATCHES_ALONE_MAX: u32 = 10;
 
 /// What a partition tells a lane.
 #[derive(Debug)]
@@ -45,6 +51,8 @@ pub(super) enum Report {
         absorbed: Vec<Origin>,
         /// To become dead letters.
         rejected: Vec<Rejected>,
+        /// Never sent, because a newer state of the row took their place.
+        superseded: Vec<Origin>,
         /// Answered once the dead letters are stored; the lane goes on then.
         stored: Option<oneshot::Sender<()>>,
         /// The call carried a mark that was ordered.
@@ -52,31 +60,6 @@ pub(super) enum Report {
     },
     /// The lane can not go on: someone has to act.
     Failed(SinkError),
-}
-
-/// Pauses of a whole target, shared by its lanes.
-#[derive(Clone, Debug)]
-pub(super) struct Pause(Arc<watch::Sender<Option<Instant>>>);
-
-impl Pause {
-    pub(super) fn new() -> Pause {
-        Pause(Arc::new(watch::Sender::new(None)))
-    }
-
-    fn extend(&self, until: Instant) {
-        self.0.send_modify(|p| *p = Some(p.map_or(until, |p| p.max(until))));
-    }
-
-    /// Waits while the target is paused.
-    async fn over(&self) {
-        loop {
-            let until = *self.0.borrow();
-            match until {
-                Some(until) if until > Instant::now() => tokio::time::sleep_until(until).await,
-                _ => return,
-            }
-        }
-    }
 }
 
 /// Everything of the partition before it is applied: what a transactional sink stores as its floor.
@@ -111,12 +94,12 @@ pub(super) struct Lane {
     pub(super) queue: Queue,
     pub(super) orders: mpsc::Receiver<Order>,
     pub(super) reports: mpsc::Sender<Report>,
-    pub(super) pause: Pause,
+    pub(super) gate: Gate,
     pub(super) marking: Option<Marking>,
     pub(super) stats: Arc<ConnectorStats>,
     pub(super) retry: config::Retry,
-    /// Longest time one call may take, by the sink's own plan; a call beyond it (and a margin) counts as failed.
-    pub(super) call_timeout: Duration,
+    /// A call that takes longer is given up: nothing is known of its items.
+    pub(super) call_max: Duration,
     pub(super) stop: CancellationToken,
     pub(super) store_mark: bool,
 }
@@ -124,6 +107,8 @@ pub(super) struct Lane {
 /// How an attempt ended.
 enum Attempt {
     Done(Vec<Outcome>),
+    /// The whole batch failed often enough to try its halves.
+    Split,
     /// Asked to stop.
     Stopped,
     Failed(SinkError),
@@ -136,10 +121,10 @@ impl Lane {
             while let Ok(order) = self.orders.try_recv() {
                 self.take(order);
             }
-            if self.stop.is_cancelled() {
+            if self.stop.is_cancelled() || !self.report_superseded().await {
                 return;
             }
-            let next = match self.queue.cut(Instant::now(), false) {
+            let next = match self.queue.cut(Instant::now(), self.gate.items_max(), false) {
                 Cut::Batch(batch) => {
                     if !self.deliver(batch).await {
                         return;
@@ -174,12 +159,28 @@ impl Lane {
         }
     }
 
+    /// `false` when nobody listens.
+    async fn report_superseded(&mut self) -> bool {
+        let superseded = self.queue.take_superseded();
+        if superseded.is_empty() {
+            return true;
+        }
+        ConnectorStats::add(&self.stats.superseded, superseded.len());
+        let (delivered, absorbed, rejected) = (Vec::new(), Vec::new(), Vec::new());
+        self.reports.send(Report::Outcomes { delivered, absorbed, rejected, superseded, stored: None, marked: false }).await.is_ok()
+    }
+
     /// Brings one batch to an end, however often it takes. `false` when the lane is over.
     async fn deliver(&mut self, batch: Vec<Work>) -> bool {
         let (heads, items): (Vec<Head>, Vec<Item>) = batch.into_iter().map(|w| (w.head, w.item)).unzip();
         let batch = Batch { items, mark: self.mark() };
-        let outcomes = match self.attempts(&batch).await {
+        let fresh = !Queue::has_failed_before(&heads);
+        let outcomes = match self.attempts(&batch, fresh).await {
             Attempt::Done(outcomes) => outcomes,
+            Attempt::Split => {
+                self.queue.split(heads, batch.items);
+                return true;
+            }
             Attempt::Stopped => return false,
             Attempt::Failed(error) => {
                 // Nobody is left to hear it only when the whole session ends anyway.
@@ -189,6 +190,8 @@ impl Lane {
         };
         let marked = std::mem::take(&mut self.store_mark);
         let newest = heads.iter().map(|h| h.committed_at_ms).max();
+        let rows = heads.iter().map(|h| h.key).collect::<HashSet<_>>().len();
+        ConnectorStats::add(&self.stats.coalesced, heads.len() - rows);
         let applied = self.queue.apply(heads, batch.items, outcomes, Instant::now());
         let stats = &self.stats;
         ConnectorStats::add(&stats.retries, applied.retries);
@@ -200,17 +203,14 @@ impl Lane {
         if let Some(reason) = &applied.reason {
             stats.set_error(&reason.code, &reason.message);
         }
-        if let Some(after) = applied.pause {
-            self.pause(after);
-        }
         let (stored, wait) = if applied.rejected.is_empty() {
             (None, None)
         } else {
             let (stored, wait) = oneshot::channel();
             (Some(stored), Some(wait))
         };
-        let report =
-            Report::Outcomes { delivered: applied.delivered, absorbed: applied.absorbed, rejected: applied.rejected, stored, marked };
+        let Applied { delivered, absorbed, rejected, .. } = applied;
+        let report = Report::Outcomes { delivered, absorbed, rejected, superseded: Vec::new(), stored, marked };
         if self.reports.send(report).await.is_err() {
             return false;
         }
@@ -228,22 +228,20 @@ impl Lane {
         LaneMark { lease: marking.lease, floor, lanes: marking.lanes, own }.encode()
     }
 
-    fn pause(&self, after: Duration) {
-        ConnectorStats::add(&self.stats.pauses, 1);
-        self.pause.extend(Instant::now() + after.min(PAUSE_MAX));
-    }
-
-    /// Repeats the same batch, under the same keys, until the target answers, someone has to act, or we stop.
-    async fn attempts(&mut self, batch: &Batch) -> Attempt {
+    /// Repeats the same batch, under the same keys, until the target answers, someone has to act, or we stop. `fresh` says
+    /// that none of its items has failed before.
+    async fn attempts(&mut self, batch: &Batch, fresh: bool) -> Attempt {
         let mut delays = Delays::new(self.retry.base, self.retry.max);
+        let (mut failures, mut taken_before) = (0, 0);
         loop {
-            tokio::select! {
+            let pass = tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Attempt::Stopped,
-                () = self.pause.over() => {}
-            }
+                pass = self.gate.enter(batch.items.len()) => pass,
+            };
             let error = match self.call(batch).await {
                 Attempt::Done(outcomes) if outcomes.len() <= batch.items.len() && (batch.items.is_empty() || !outcomes.is_empty()) => {
+                    pass.ended(heard(&outcomes, fresh));
                     self.stats.set_state(ConnectorState::Running);
                     return Attempt::Done(outcomes);
                 }
@@ -254,21 +252,31 @@ impl Lane {
                     after: None,
                 },
                 Attempt::Failed(error) => error,
-                Attempt::Stopped => return Attempt::Stopped,
+                Attempt::Stopped | Attempt::Split => return Attempt::Stopped,
             };
             if error.class == Class::Definite {
+                pass.ended(Heard::Nothing);
                 return Attempt::Failed(error);
             }
             ConnectorStats::add(&self.stats.calls_failed, 1);
             self.stats.set_error(&error.code, &error.message);
             self.stats.set_state(ConnectorState::Retrying);
-            let delay = match error.after {
-                Some(after) => {
-                    self.pause(after);
-                    Duration::ZERO
-                }
-                None => delays.next_delay(),
-            };
+            if failures == 0 {
+                taken_before = self.gate.taken();
+            }
+            failures += 1;
+            // An item that fails alone may be at fault itself, but only where it had failed before.
+            let alone = batch.items.len() == 1 && self.marking.is_none();
+            pass.ended(match error.after {
+                Some(after) => Heard::Busy(after),
+                None if alone && !fresh => Heard::Nothing,
+                None => Heard::Failed,
+            });
+            if let Some(attempt) = self.give_way(batch, &error, failures, taken_before) {
+                return attempt;
+            }
+            // Whoever waits at an open gate need not wait before it.
+            let delay = if error.after.is_some() || self.gate.is_open() { Duration::ZERO } else { delays.next_delay() };
             tracing::warn!(connector = self.stats.name(), code = error.code, error = %error, retry_in = ?delay, "call failed, will be repeated");
             tokio::select! {
                 biased;
@@ -278,12 +286,26 @@ impl Lane {
         }
     }
 
+    /// Whether a batch that failed as a whole makes way for others: a single item waits for its repetition like any other
+    /// that failed, a longer batch is halved. A transactional target has a mark beside its items and isolates them itself.
+    fn give_way(&self, batch: &Batch, error: &SinkError, failures: u32, taken_before: u64) -> Option<Attempt> {
+        if self.marking.is_some() || batch.items.is_empty() {
+            return None;
+        }
+        if batch.items.len() == 1 {
+            let reason = Reason { code: error.code.clone(), message: error.message.clone() };
+            return Some(Attempt::Done(vec![Outcome::Retry(Retry { reason, after: error.after })]));
+        }
+        let others_pass = self.gate.taken() > taken_before;
+        let enough = if others_pass { FAILED_BATCHES_MAX } else { FAILED_BATCHES_ALONE_MAX };
+        (error.after.is_none() && failures >= enough).then_some(Attempt::Split)
+    }
+
     /// One call. A stop lets it finish for a while.
     async fn call(&mut self, batch: &Batch) -> Attempt {
         ConnectorStats::add(&self.stats.calls, 1);
         let begun = Instant::now();
-        // The sink keeps its own limit; this one catches a sink that does not.
-        let limit = self.call_timeout * 2 + FINISH_WITHIN;
+        let limit = self.call_max;
         let stop = self.stop.clone();
         let stopped = async move {
             stop.cancelled().await;
@@ -305,6 +327,17 @@ impl Lane {
                 after: None,
             }),
         }
+    }
+}
+
+/// What the outcomes of a call tell of the target.
+fn heard(outcomes: &[Outcome], fresh: bool) -> Heard {
+    let after = outcomes.iter().filter_map(|o| if let Outcome::Retry(r) = o { r.after } else { None }).max();
+    match after {
+        Some(after) => Heard::Busy(after),
+        None if outcomes.is_empty() || outcomes.iter().any(|o| !matches!(o, Outcome::Retry(_))) => Heard::Taken,
+        None if fresh => Heard::Failed,
+        None => Heard::Nothing,
     }
 }
 

@@ -22,6 +22,7 @@
 pub mod dead_letter;
 mod events;
 pub mod filter;
+mod gate;
 mod lane;
 pub mod mark;
 mod partition;
@@ -39,7 +40,7 @@ use tillstream_schemas::envelope::EventError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use stats::{ConnectorState, ConnectorStats, LastError, PartitionProgress, Stats};
+pub use stats::{Breaker, ConnectorState, ConnectorStats, LastError, PartitionProgress, Stats};
 
 use crate::config;
 use crate::control::{ControlError, Follower};
@@ -47,7 +48,7 @@ use crate::journal::{Journal, JournalError, Log, Offset};
 use crate::retry::Delays;
 use events::Shared;
 use filter::FilterError;
-use lane::Pause;
+use gate::Gate;
 use mark::MarkError;
 
 /// A server that comes back is found within this, and one that stays away is asked no more often.
@@ -200,6 +201,7 @@ pub async fn run(parts: Parts) -> Result<(), DeliveryError> {
             pipeline: pipeline.clone(),
             source: source.clone(),
             owner: owner.clone(),
+            gate: Gate::new(&connector, journal.partitions(), stats.clone()),
             connector: Arc::new(connector),
             shared: shared.clone(),
             stats,
@@ -246,6 +248,7 @@ struct Supervisor {
     connector: Arc<config::Connector>,
     shared: Vec<Arc<Shared>>,
     stats: Arc<ConnectorStats>,
+    gate: Gate,
     stop: CancellationToken,
     /// Of [`Mode::UntilCaughtUp`]: the last offset of each partition.
     ends: Option<Vec<Option<Offset>>>,
@@ -313,8 +316,8 @@ impl Supervisor {
         };
         let (follower, following) = started;
         let stop = self.stop.child_token();
+        self.gate.set_share(1.0);
         let mut partitions = JoinSet::new();
-        let pause = Pause::new();
         for (partition, shared) in (0u16..).zip(&self.shared) {
             partitions.spawn(partition::run(start::Context {
                 journal: self.journal.clone(),
@@ -326,7 +329,7 @@ impl Supervisor {
                 follower: follower.clone(),
                 shared: shared.clone(),
                 stats: self.stats.clone(),
-                pause: pause.clone(),
+                gate: self.gate.clone(),
                 stop: stop.clone(),
                 rewind,
                 until: self.ends.as_ref().map(|ends| ends.get(usize::from(partition)).copied().flatten()),

@@ -39,8 +39,6 @@ use crate::journal::{Bounds, Chunk, JournalError, Log, Offset, PublishId, Reader
 const UNDER_WAY_MAX: usize = 10_000;
 /// Bytes of their bodies.
 const UNDER_WAY_BYTES_MAX: usize = 32 << 20;
-/// Settled events remembered behind an unsettled one; an event that waits for hours stops its partition here.
-const KEPT_MAX: usize = 200_000;
 /// Redriven dead letters under way.
 const REDRIVES_MAX: usize = 100;
 /// Entries handled before the task looks for outcomes again.
@@ -122,7 +120,7 @@ struct Partition {
     /// A mark was ordered and its report has not come.
     marking: bool,
     control: control::Writer,
-    saved: (Instant, Point, usize),
+    saved: (Instant, Point, u64),
     saving: Option<PublishId>,
     redrives: HashMap<String, Redrive>,
 }
@@ -234,11 +232,12 @@ impl Partition {
                 queue: Queue::new(limits, connector.retry, from.offset),
                 orders,
                 reports: report.clone(),
-                pause: context.pause.clone(),
+                gate: context.gate.clone(),
                 marking: transactional.then(|| Marking { lease, lanes: lanes_count, floor: floor.clone() }),
                 stats: context.stats.clone(),
                 retry: connector.retry,
-                call_timeout: plan.call_timeout,
+                // The sink keeps its own limit; without one of the connector this catches a sink that does not.
+                call_max: connector.delivery.timeout.unwrap_or(plan.call_timeout * 2 + FINISH_WITHIN),
                 stop: lane_stop.clone(),
                 store_mark: false,
             };
@@ -310,7 +309,6 @@ impl Partition {
         self.barrier.is_none()
             && self.settlement.unsettled() < UNDER_WAY_MAX
             && self.settlement.unsettled_bytes() < UNDER_WAY_BYTES_MAX
-            && self.settlement.kept() < KEPT_MAX
             && !self.read_all()
     }
 
@@ -324,8 +322,8 @@ impl Partition {
         match action {
             Action::Stop => return Ok(false),
             Action::Report(Report::Failed(error)) => return Err(DeliveryError::Sink(error)),
-            Action::Report(Report::Outcomes { delivered, absorbed, rejected, stored, marked }) => {
-                self.book(delivered, absorbed, rejected, stored, marked).await?;
+            Action::Report(Report::Outcomes { delivered, absorbed, rejected, superseded, stored, marked }) => {
+                self.book(delivered, absorbed, rejected, superseded, stored, marked).await?;
             }
             Action::Confirmed(result) => {
                 result?;
@@ -452,6 +450,7 @@ impl Partition {
         delivered: Vec<Origin>,
         absorbed: Vec<Origin>,
         rejected: Vec<Rejected>,
+        superseded: Vec<Origin>,
         stored: Option<oneshot::Sender<()>>,
         marked: bool,
     ) -> Result<(), DeliveryError> {
@@ -462,7 +461,7 @@ impl Partition {
             self.marking = false;
             self.marked.0 = Instant::now();
         }
-        for origin in delivered.into_iter().chain(absorbed) {
+        for origin in delivered.into_iter().chain(absorbed).chain(superseded) {
             self.settle(origin).await?;
         }
         self.store_letters(&rejected).await?;
@@ -663,7 +662,7 @@ impl Partition {
     /// The checkpoint, when it says more than the last one.
     fn checkpoint_record(&mut self) -> Option<Record> {
         let point = self.settlement.checkpoint();
-        let above = self.settlement.kept() - self.settlement.unsettled();
+        let above = self.settlement.settled_above();
         if (point, above) == (self.saved.1, self.saved.2) {
             return None;
         }
@@ -699,15 +698,15 @@ impl Partition {
                 Some(_) = self.tasks.join_next() => continue,
                 () = tokio::time::sleep_until(deadline) => break,
             };
-            if let Report::Outcomes { delivered, absorbed, rejected, stored, marked } = report {
+            if let Report::Outcomes { delivered, absorbed, rejected, superseded, stored, marked } = report {
                 // What can not be booked is delivered once more after the restart.
-                if let Err(error) = self.book(delivered, absorbed, rejected, stored, marked).await {
+                if let Err(error) = self.book(delivered, absorbed, rejected, superseded, stored, marked).await {
                     tracing::warn!(connector = self.context.connector.name, %error, "outcomes at the stop were not booked");
                 }
             }
         }
-        while let Ok(Report::Outcomes { delivered, absorbed, rejected, stored, marked }) = self.reports.try_recv() {
-            let _ = self.book(delivered, absorbed, rejected, stored, marked).await;
+        while let Ok(Report::Outcomes { delivered, absorbed, rejected, superseded, stored, marked }) = self.reports.try_recv() {
+            let _ = self.book(delivered, absorbed, rejected, superseded, stored, marked).await;
         }
         self.tasks.abort_all();
         if let Some(record) = self.checkpoint_record() {

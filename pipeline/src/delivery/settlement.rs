@@ -10,7 +10,7 @@
 //!
 //! Pure. Counts only events that the connector wants; everything else merely moves `reached`.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use tillstream_schemas::Position;
 
@@ -31,24 +31,29 @@ pub struct Point {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Sequence(pub u64);
 
+/// An event under way, and what is settled between it and the next one under way.
 #[derive(Clone, Copy, Debug)]
 struct Open {
     before: Point,
     offset: Offset,
     bytes: usize,
     committed_at_ms: i64,
-    settled: bool,
+    /// First and last offset of the settled events behind it.
+    behind: Option<(u64, u64)>,
+    /// How many those are.
+    settled: u64,
 }
 
 /// The settled and unsettled events of one partition for one connector.
+///
+/// Takes room for what is under way alone: an event that waits for days holds up neither those behind it nor their memory.
 #[derive(Debug)]
 pub struct Settlement {
     reached: Point,
-    /// Sequence of `open`'s front.
-    first: u64,
-    /// From the first unsettled event on; its front is never settled.
-    open: VecDeque<Open>,
-    unsettled: usize,
+    /// Sequence of the next event.
+    next: u64,
+    /// By sequence.
+    open: BTreeMap<u64, Open>,
     unsettled_bytes: usize,
 }
 
@@ -56,7 +61,7 @@ impl Settlement {
     /// Nothing under way; everything before `from` is settled.
     #[must_use]
     pub fn new(from: Point) -> Self {
-        Settlement { reached: from, first: 0, open: VecDeque::new(), unsettled: 0, unsettled_bytes: 0 }
+        Settlement { reached: from, next: 0, open: BTreeMap::new(), unsettled_bytes: 0 }
     }
 
     /// Everything before `point` has been read.
@@ -76,58 +81,52 @@ impl Settlement {
 
     /// Admits the event at `offset` (of a split one: its last part); reading could resume at what was reached before it.
     pub fn admit(&mut self, offset: Offset, bytes: usize, committed_at_ms: i64) -> Sequence {
-        let sequence = Sequence(self.first + self.open.len() as u64);
-        self.open.push_back(Open { before: self.reached, offset, bytes, committed_at_ms, settled: false });
-        self.unsettled += 1;
+        let sequence = self.next;
+        self.next += 1;
+        self.open.insert(sequence, Open { before: self.reached, offset, bytes, committed_at_ms, behind: None, settled: 0 });
         self.unsettled_bytes += bytes;
-        sequence
+        Sequence(sequence)
     }
 
-    /// The event is delivered, filtered by a named rule, or stored as a dead letter.
+    /// The event is delivered, filtered by a named rule, superseded, or stored as a dead letter.
     ///
     /// # Panics
     /// When it was never admitted or is settled already: two owners of one event are a bug.
     pub fn settle(&mut self, sequence: Sequence) {
-        let index = sequence.0.checked_sub(self.first).expect("an event is settled once");
-        let open = self.open.get_mut(usize::try_from(index).expect("fits")).expect("an event is admitted before it is settled");
-        assert!(!open.settled, "an event is settled once");
-        open.settled = true;
-        self.unsettled -= 1;
-        self.unsettled_bytes -= open.bytes;
-        while self.open.front().is_some_and(|o| o.settled) {
-            self.open.pop_front();
-            self.first += 1;
+        let done = self.open.remove(&sequence.0).expect("an admitted event is settled once");
+        self.unsettled_bytes -= done.bytes;
+        // What no unsettled event precedes is below the checkpoint.
+        if let Some((_, before)) = self.open.range_mut(..sequence.0).next_back() {
+            let first = before.behind.map_or(done.offset.0, |(first, _)| first);
+            let last = done.behind.map_or(done.offset.0, |(_, last)| last);
+            before.behind = Some((first, last));
+            before.settled += done.settled + 1;
         }
     }
 
     /// Everything before it is settled.
     #[must_use]
     pub fn checkpoint(&self) -> Point {
-        self.open.front().map_or(self.reached, |o| o.before)
+        self.open.first_key_value().map_or(self.reached, |(_, o)| o.before)
     }
 
     /// Closed ranges of offsets at or above the checkpoint that are settled too, rising; at most `ranges_max`, the
     /// lowest ones: what is left out is delivered once more after a restart.
     #[must_use]
     pub fn ledger(&self, ranges_max: usize) -> Vec<(u64, u64)> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        let mut running = false;
-        for open in &self.open {
-            match (open.settled, running) {
-                (true, true) => ranges.last_mut().expect("a range is running").1 = open.offset.0,
-                (true, false) if ranges.len() == ranges_max => break,
-                (true, false) => ranges.push((open.offset.0, open.offset.0)),
-                (false, _) => {}
-            }
-            running = open.settled;
-        }
-        ranges
+        self.open.values().filter_map(|o| o.behind).take(ranges_max).collect()
+    }
+
+    /// Events that are settled above the checkpoint.
+    #[must_use]
+    pub fn settled_above(&self) -> u64 {
+        self.open.values().map(|o| o.settled).sum()
     }
 
     /// Events under way.
     #[must_use]
     pub fn unsettled(&self) -> usize {
-        self.unsettled
+        self.open.len()
     }
 
     /// Their bytes.
@@ -136,16 +135,10 @@ impl Settlement {
         self.unsettled_bytes
     }
 
-    /// Events kept, the settled ones behind an unsettled one included: bounded by whoever admits.
-    #[must_use]
-    pub fn kept(&self) -> usize {
-        self.open.len()
-    }
-
     /// When the oldest event under way was committed at the source.
     #[must_use]
     pub fn oldest_commit_ms(&self) -> Option<i64> {
-        self.open.front().map(|o| o.committed_at_ms)
+        self.open.first_key_value().map(|(_, o)| o.committed_at_ms)
     }
 }
 
@@ -179,7 +172,7 @@ mod tests {
         s.settle(sequences[2]);
         assert_eq!((s.checkpoint(), s.ledger(8)), (point(41), vec![(43, 45)]));
         s.settle(sequences[0]);
-        assert_eq!((s.checkpoint(), s.ledger(8), s.unsettled(), s.kept()), (point(46), vec![], 1, 1));
+        assert_eq!((s.checkpoint(), s.ledger(8), s.unsettled(), s.settled_above()), (point(46), vec![], 1, 0));
         s.settle(sequences[3]);
         assert_eq!((s.checkpoint(), s.unsettled_bytes()), (point(50), 0));
     }
@@ -193,6 +186,19 @@ mod tests {
         }
         assert_eq!(s.ledger(8), [(1, 1), (3, 3), (5, 6)]);
         assert_eq!(s.ledger(2), [(1, 1), (3, 3)]);
+    }
+
+    #[test]
+    fn an_event_that_waits_costs_one_range_however_much_is_settled_behind_it() {
+        let mut s = Settlement::new(point(0));
+        let waits = admit(&mut s, &[0])[0];
+        for offset in 1..100_000 {
+            let sequence = admit(&mut s, &[offset])[0];
+            s.settle(sequence);
+        }
+        assert_eq!((s.checkpoint(), s.ledger(8), s.unsettled(), s.settled_above()), (point(0), vec![(1, 99_999)], 1, 99_999));
+        s.settle(waits);
+        assert_eq!((s.checkpoint(), s.settled_above()), (point(100_000), 0));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::DeliveryError;
 use super::events::Shared;
 use super::filter::Filter;
-use super::lane::Pause;
+use super::gate::Gate;
 use super::mark::LaneMark;
 use super::settlement::Point;
 use super::stats::{ConnectorState, ConnectorStats};
@@ -35,7 +35,7 @@ pub(super) struct Context {
     pub(super) follower: Follower,
     pub(super) shared: Arc<Shared>,
     pub(super) stats: Arc<ConnectorStats>,
-    pub(super) pause: Pause,
+    pub(super) gate: Gate,
     pub(super) stop: CancellationToken,
     /// Whether the last session met a gap, so that the place has to be looked for again.
     pub(super) rewind: bool,

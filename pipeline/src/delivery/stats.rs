@@ -66,6 +66,30 @@ impl ConnectorState {
     }
 }
 
+/// What the circuit breaker of a connector's target does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Breaker {
+    /// Calls go through.
+    Closed = 0,
+    /// The target is away: nobody calls until the next probe.
+    Open = 1,
+    /// One call probes whether the target is back.
+    HalfOpen = 2,
+}
+
+impl Breaker {
+    /// The word in every surface.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Breaker::Closed => "closed",
+            Breaker::Open => "open",
+            Breaker::HalfOpen => "half_open",
+        }
+    }
+}
+
 /// The last error of a connector.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastError {
@@ -109,6 +133,15 @@ pub struct ConnectorStats {
     pub redriven: AtomicU64,
     /// Events that the connector's `when` did not want.
     pub filtered: AtomicU64,
+    /// Events that a newer state of their row replaced before they were sent (`later: supersede`).
+    pub superseded: AtomicU64,
+    /// Events that came in one call with a newer event of their row, for targets that keep the newest.
+    pub coalesced: AtomicU64,
+    /// Times that the target was found to be away.
+    pub breaker_opened: AtomicU64,
+    /// Calls that may be in the air at once, at present.
+    pub calls_allowed: AtomicU64,
+    breaker: AtomicU8,
     /// Attempts at single events that are repeated.
     pub retries: AtomicU64,
     /// Calls that failed as a whole and are repeated.
@@ -139,6 +172,11 @@ impl ConnectorStats {
             rejected: AtomicU64::new(0),
             redriven: AtomicU64::new(0),
             filtered: AtomicU64::new(0),
+            superseded: AtomicU64::new(0),
+            coalesced: AtomicU64::new(0),
+            breaker_opened: AtomicU64::new(0),
+            calls_allowed: AtomicU64::new(0),
+            breaker: AtomicU8::new(Breaker::Closed as u8),
             retries: AtomicU64::new(0),
             calls_failed: AtomicU64::new(0),
             pauses: AtomicU64::new(0),
@@ -172,6 +210,20 @@ impl ConnectorStats {
 
     pub(super) fn set_state(&self, state: ConnectorState) {
         self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// What the breaker of its target does.
+    #[must_use]
+    pub fn breaker(&self) -> Breaker {
+        match self.breaker.load(Ordering::Relaxed) {
+            0 => Breaker::Closed,
+            1 => Breaker::Open,
+            _ => Breaker::HalfOpen,
+        }
+    }
+
+    pub(super) fn set_breaker(&self, breaker: Breaker) {
+        self.breaker.store(breaker as u8, Ordering::Relaxed);
     }
 
     /// The last error, kept after it is over.

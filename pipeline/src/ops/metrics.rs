@@ -14,6 +14,7 @@ use super::health::Health;
 use super::observer::{self, Observer};
 use crate::capture::source::Decoding;
 use crate::capture::stats::{SlotReport, Stats};
+use crate::delivery::Breaker;
 use crate::telemetry::names::{self, Kind, Metric};
 
 /// The exposition in OpenMetrics text.
@@ -191,6 +192,7 @@ fn delivery(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
                 add(&["dead_lettered"], connector.rejected.load(Relaxed) as f64);
                 add(&["redriven"], connector.redriven.load(Relaxed) as f64);
                 add(&["filtered"], connector.filtered.load(Relaxed) as f64);
+                add(&["superseded"], connector.superseded.load(Relaxed) as f64);
             }
             n if n == names::DELIVERY_RETRIES.name => add(&[], connector.retries.load(Relaxed) as f64),
             n if n == names::DELIVERY_CALLS.name => {
@@ -199,6 +201,10 @@ fn delivery(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
                 add(&["failed"], failed as f64);
             }
             n if n == names::DELIVERY_PAUSES.name => add(&[], connector.pauses.load(Relaxed) as f64),
+            n if n == names::DELIVERY_COALESCED.name => add(&[], connector.coalesced.load(Relaxed) as f64),
+            n if n == names::DELIVERY_BREAKER.name => add(&[], f64::from(u8::from(connector.breaker() != Breaker::Closed))),
+            n if n == names::DELIVERY_BREAKER_OPENED.name => add(&[], connector.breaker_opened.load(Relaxed) as f64),
+            n if n == names::DELIVERY_CALLS_ALLOWED.name => add(&[], connector.calls_allowed.load(Relaxed) as f64),
             n if n == names::DELIVERY_BUSY.name => add(&[], connector.busy_us.load(Relaxed) as f64 / 1e6),
             n if n == names::DELIVERY_BYTES.name => add(&[], connector.bytes.load(Relaxed) as f64),
             n if n == names::DELIVERY_IN_FLIGHT.name => {

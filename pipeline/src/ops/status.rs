@@ -146,6 +146,11 @@ fn connectors(observer: &Observer, rates: &observer::Rates) -> Vec<Value> {
             "calls": stats.calls.load(Relaxed),
             "calls_failed": stats.calls_failed.load(Relaxed),
             "pauses": stats.pauses.load(Relaxed),
+            "superseded": stats.superseded.load(Relaxed),
+            "coalesced": stats.coalesced.load(Relaxed),
+            "breaker": stats.breaker().as_str(),
+            "breaker_opened": stats.breaker_opened.load(Relaxed),
+            "calls_allowed": stats.calls_allowed.load(Relaxed),
             "dead_letters": letters,
             "last_error": stats.last_error().map(|e| json!({"code": e.code, "message": e.message, "at": moment(e.at_ms)})),
             "partitions": partitions,
@@ -230,6 +235,9 @@ pub fn screen(status: &Value) -> String {
             connector["absorbed"],
             connector["dead_letters"],
         ));
+        if connector["breaker"].as_str().is_some_and(|breaker| breaker != "closed") {
+            out.push_str("  the target is away: delivery is paused and probes it; nothing becomes a dead letter meanwhile\n");
+        }
     }
     if let Some(stage) = status["slowest_stage"]["stage"].as_str() {
         let share = status["slowest_stage"]["utilisation"].as_f64().unwrap_or(0.0) * 100.0;

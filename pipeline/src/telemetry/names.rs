@@ -64,10 +64,14 @@ metrics! {
     JOURNAL_LAG_ENTRIES Gauge "tillstream_journal_lag_entries" ["connector", "partition"] "Entries between what a connector has settled and the newest";
     DELIVERY_UP Gauge "tillstream_delivery_up" ["connector"] "1 while the connector delivers or waits for events, else 0";
     DELIVERY_STATE Gauge "tillstream_delivery_state" ["connector", "state"] "1 for the state the connector is in";
-    DELIVERY_EVENTS Counter "tillstream_delivery_events" ["connector", "outcome"] "Events by outcome: applied, duplicate, dead_lettered, redriven, filtered (`when` says no)";
+    DELIVERY_EVENTS Counter "tillstream_delivery_events" ["connector", "outcome"] "Events by outcome: applied, duplicate, dead_lettered, redriven, filtered (`when` says no), superseded";
     DELIVERY_RETRIES Counter "tillstream_delivery_retries" ["connector"] "Attempts at single events that are repeated";
     DELIVERY_CALLS Counter "tillstream_delivery_calls" ["connector", "outcome"] "Calls of the target: ok or failed as a whole";
     DELIVERY_PAUSES Counter "tillstream_delivery_pauses" ["connector"] "Pauses that the target asked for";
+    DELIVERY_COALESCED Counter "tillstream_delivery_coalesced" ["connector"] "Events that came in one call with a newer event of their row";
+    DELIVERY_BREAKER Gauge "tillstream_delivery_breaker_open" ["connector"] "1 while the target counts as away and is only probed, else 0";
+    DELIVERY_BREAKER_OPENED Counter "tillstream_delivery_breaker_opened" ["connector"] "Times that the target was found to be away";
+    DELIVERY_CALLS_ALLOWED Gauge "tillstream_delivery_calls_allowed" ["connector"] "Calls that may be in the air at once; fewer than the lanes while the target is slow or asks for pauses";
     DELIVERY_BUSY Counter "tillstream_delivery_busy_seconds" ["connector"] "Time spent in calls, all lanes together";
     DELIVERY_BYTES Counter "tillstream_delivery_bytes" ["connector"] "Body bytes of applied and duplicate events";
     DELIVERY_IN_FLIGHT Gauge "tillstream_delivery_inflight" ["connector"] "Events under way";

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tillstream::config::{self, Connector, Delivery, LocalJournal, Retention, Retry};
+use tillstream::config::{self, Connector, Delivery, Later, LocalJournal, Retention, Retry};
 use tillstream::delivery::{self, DeliveryError, Mode, Stats};
 use tillstream::journal::{Batch, Journal, Log, ProducerName, PublishId, Writer};
 use tillstream_connectors::registry::Target;
@@ -152,8 +152,11 @@ pub(super) fn connector(name: &str, target: Arc<dyn Target>) -> Connector {
             batch_items_max: 10,
             batch_bytes_max: 1 << 20,
             linger: Duration::from_millis(1),
+            in_flight: None,
+            rate: None,
+            timeout: None,
         },
-        retry: Retry { base: Duration::from_millis(2), max: Duration::from_millis(20), give_up_after: None },
+        retry: Retry { base: Duration::from_millis(2), max: Duration::from_millis(20), give_up_after: None, later: Later::Wait },
     }
 }
 
