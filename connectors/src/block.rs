@@ -157,7 +157,8 @@ pub(crate) fn closest<'w>(word: &str, known: &[&'w str]) -> Option<&'w str> {
     scored.filter(|(distance, k)| *distance <= (k.len().max(word.len()) / 3).max(1)).min_by_key(|(distance, _)| *distance).map(|(_, k)| k)
 }
 
-fn duration(text: &str) -> Option<Duration> {
+/// `500ms`, `10s`, `2m`, `1h`.
+pub(crate) fn duration(text: &str) -> Option<Duration> {
     let at = text.find(|c: char| !c.is_ascii_digit())?;
     let (number, unit) = text.split_at(at);
     let number: u64 = number.parse().ok()?;

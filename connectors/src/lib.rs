@@ -9,6 +9,7 @@ pub mod idempotency;
 pub mod jsonl;
 pub mod mapping;
 pub mod registry;
+pub mod sandbox;
 pub mod scripted;
 pub mod sink;
 pub mod sql;

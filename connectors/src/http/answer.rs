@@ -3,6 +3,7 @@
 //! | status | meaning |
 //! | --- | --- |
 //! | 2xx | applied |
+//! | 400 409 422 | refused by name when the body says that the key came with another body |
 //! | 409 | applied before when the body says so, else a concurrent attempt: repeat |
 //! | 408 425 500 and other 5xx | repeat this item |
 //! | 429 503 with Retry-After | pause the target, then repeat; no attempt is counted |
@@ -18,6 +19,9 @@ use crate::sink::{Class, Outcome, Reason, Retry, SinkError};
 
 /// The longest pause taken from a header: what lies further ahead is asked again by then.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+
+/// The target knows the key with another body: a fault of ours, or of a map that was changed between two attempts.
+pub(super) const KEY_REUSED: &str = "http.key_reused";
 
 /// What an answer's status means.
 #[derive(Debug)]
@@ -44,6 +48,7 @@ pub(super) fn meaning(status: u16, retry_after: Option<&str>, body: Option<&Valu
     let after = retry_after.and_then(|text| parse_retry_after(text, now));
     match status {
         200..=299 => Meaning::Applied,
+        400 | 409 | 422 if says_key_reused(body) => Meaning::Refused(Reason { code: KEY_REUSED.into(), ..reason() }),
         409 if says_duplicate(body) => Meaning::Item(Outcome::Absorbed),
         408 | 409 | 425 => Meaning::Item(again(reason(), None)),
         429 | 503 if after.is_some() => Meaning::Pause(again(reason(), after)),
@@ -87,6 +92,15 @@ fn error_code(body: &Value) -> Option<&str> {
         named && c.bytes().any(|b| b.is_ascii_alphabetic())
     };
     places.iter().find_map(|place| body.pointer(place).and_then(Value::as_str).filter(is_name))
+}
+
+/// As `IDEMPOTENCY_KEY_REUSED` (Square) or `idempotency_error` (Stripe), and not as a key that is missing or worked on.
+fn says_key_reused(body: Option<&Value>) -> bool {
+    let words = ["reuse", "mismatch", "differ", "another", "idempotency_error"];
+    body.and_then(error_code).is_some_and(|code| {
+        let code = code.to_ascii_lowercase();
+        code.contains("idempotency") && words.iter().any(|w| code.contains(w))
+    })
 }
 
 fn says_duplicate(body: Option<&Value>) -> bool {
@@ -152,6 +166,12 @@ mod tests {
         check(429, Some("7"), None, "pause 7s");
         check(503, Some("0"), None, "pause 0ns");
         check(502, Some("7"), None, "transient");
+        for code in ["IDEMPOTENCY_KEY_REUSED", "idempotency_key_mismatch", "idempotency_error"] {
+            for status in [400, 409, 422] {
+                check(status, None, Some(json!({"errors": [{"code": code}]})), &format!("refused: status {status}, code {code}"));
+            }
+        }
+        check(409, None, Some(json!({"code": "idempotency_in_flight"})), "again");
         check(409, None, None, "again");
         check(409, None, Some(json!({"error": "concurrent_write_conflict"})), "again");
         check(409, None, Some(json!({"error": {"code": "DUPLICATE_KEY"}})), "absorbed");

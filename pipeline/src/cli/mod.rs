@@ -11,6 +11,7 @@ mod explain;
 mod output;
 mod preview;
 mod run;
+mod sandbox;
 mod schema;
 mod setup;
 mod status;
@@ -110,6 +111,7 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Tell what an error code means, what it does and how to mend it
     Explain(explain::Arguments),
+    Sandbox(sandbox::Arguments),
     /// The demo: traffic, pretend targets, comparison
     #[command(subcommand)]
     Demo(crate::demo::DemoCommand),
@@ -168,7 +170,7 @@ impl Command {
             Command::Epoch(command) => command.format(),
             Command::Schema(command) => command.format(),
             Command::Doctor(arguments) => arguments.format,
-            Command::Setup(_) | Command::Explain(_) | Command::Demo(_) => Format::Human,
+            Command::Setup(_) | Command::Explain(_) | Command::Sandbox(_) | Command::Demo(_) => Format::Human,
         }
     }
 }
@@ -189,6 +191,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Setup(arguments) => setup::run(arguments, &registry).await,
         Command::Doctor(arguments) => doctor::run(arguments, &registry).await,
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Sandbox(arguments) => sandbox::run(arguments).await,
         Command::Demo(command) => crate::demo::run(command).await.map_err(|error| {
             eprintln!("error[{}]: {error}", error.code);
             End::Code(error.exit)

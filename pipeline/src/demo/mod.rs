@@ -59,7 +59,7 @@ pub async fn run(command: DemoCommand) -> Result<(), DemoError> {
 }
 
 /// Resolves when the process is asked to end (SIGTERM or Ctrl-C).
-async fn terminated() {
+pub(crate) async fn terminated() {
     let terminate = async {
         match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
             Ok(mut signal) => {

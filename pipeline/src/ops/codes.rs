@@ -131,6 +131,7 @@ pub const ALL: &[Explanation] = &[
     entry("delivery.gap", Data, "An entry follows something that is not in the journal.", CONNECTOR_STOPS, "Load the tables again; report it unless entries were deleted on purpose."),
     entry("delivery.malformed_entry", Data, "An entry claims to be ours and cannot be read.", CONNECTOR_STOPS, "Check disk and program versions; load the tables again."),
     entry("delivery.lineage_changed", Data, "Another history began without a new epoch.", CONNECTOR_STOPS, "See whether the source was restored or another source writes to this stream."),
+    entry("sandbox.listen", Unavailable, "The sandbox's address cannot be used.", NOTHING_STARTED, "Choose another `--listen`, or end the process that uses it."),
     entry("admin.listen", Unavailable, "The admin endpoint's address cannot be used.", NOTHING_STARTED, "Choose another `admin.listen`, or end the process that uses it."),
     entry("admin.unreachable", Unavailable, "No process answers at the admin endpoint.", "Nothing is known of the pipeline's state; it may be stopped.", "Start `tillstream run`, or name its address with --url."),
     entry("demo.unavailable", Unavailable, "A server of the demo cannot be reached.", NOTHING_STARTED, "Start the demo's servers."),
@@ -228,6 +229,7 @@ pub const ALL: &[Explanation] = &[
     entry("http.status_*", Data, "The target answered with this HTTP status.", "What it refuses for good (most of 4xx) becomes a dead letter; the rest is repeated.", "See the target's documentation; mend the cause, then `tillstream dead-letters redrive`."),
     entry("journal.sqlite", Unavailable, "The journal's file failed.", WAITS, "Check disk space and permissions."),
     entry("demo.usage", Usage, "A demo command was used wrongly.", NOTHING_STARTED, "Run it with `--help`."),
+    entry("http.key_reused", Bug, "The target knows the event's idempotency key with another body.", "The event becomes a dead letter; what came first under its key stands in the target.", "Usually the map was changed between two attempts: compare what the target holds, then redrive under the old file or discard."),
     entry("http.connect", Unavailable, "The target cannot be reached.", WAITS, "Check host, port, network and certificate."),
     entry("http.connection", Unavailable, "The connection to the target was lost during a call.", "Whether the call had its effect is not known; it is repeated under the same keys.", "Nothing, unless it goes on."),
     entry("http.timeout", Unavailable, "The target did not answer in time.", "Whether the call had its effect is not known; it is repeated under the same keys.", "Check the target; raise the sink's timeout if it is merely slow."),
@@ -263,9 +265,9 @@ mod tests {
 
     /// The first words of our codes; a string literal `"<word>.<more>"` in the sources is a code.
     #[rustfmt::skip]
-    const AREAS: [&str; 15] = [
+    const AREAS: [&str; 16] = [
         "config", "usage", "explain", "internal", "capture", "journal", "control", "delivery", "backfill", "admin", "demo", "setup",
-        "connector", "sql", "http",
+        "connector", "sql", "http", "sandbox",
     ];
 
     fn literals(text: &str, found: &mut Vec<String>) {
