@@ -74,6 +74,7 @@ fn value(ty: &Type, registry: &Registry) -> Value {
         Type::Bool => or_reference(json!({"type": "boolean"})),
         Type::Count(min, max) => or_reference(json!({"type": "integer", "minimum": min, "maximum": max})),
         Type::Duration(..) => text("^([0-9]+(ms|s|m|h|d))+$"),
+        Type::Rate => text("^[0-9]+ ?/ ?(([0-9]+(ms|s|m|h|d))+|ms|s|m|h|d)$"),
         Type::Size(..) => text("^[0-9]+ ?(B|[KMGT]iB|[kKMGT]B)$"),
         Type::Address => text(r"^(\[[0-9a-fA-F:.]+\]|[0-9.]+):[0-9]+$"),
         Type::Table => text(r#"^[^.*"]+\.[^.*"]+$"#),
