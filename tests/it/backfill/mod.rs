@@ -244,8 +244,26 @@ async fn a_commit_that_is_streamed_before_it_is_visible_is_not_overwritten() {
         };
         wait_for("the setting", PATIENCE, shown).await;
     };
-    standby("nobody").await;
     let client = bench.database.connect().await;
+    client.batch_execute("CREATE TABLE before (id int)").await.expect("creates");
+    standby("nobody").await;
+    // The checkpointer tells the others some time after it took the new value: until then commits wait for nobody.
+    let waited = async || {
+        let insert = client.batch_execute("INSERT INTO before VALUES (1)");
+        tokio::pin!(insert);
+        let cancelled = async || {
+            let sql = "SELECT count(pg_cancel_backend(pid)) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+            wait_for("a commit that waits", PATIENCE, async || {
+                admin.query_one(sql, &[]).await.expect("asks").get::<_, bool>(0).then_some(())
+            })
+            .await;
+        };
+        tokio::select! {
+            _ = &mut insert => None,
+            () = cancelled() => Some(insert.await.expect("inserts")),
+        }
+    };
+    wait_for("commits to wait for a standby", PATIENCE, waited).await;
     let update = tokio::spawn(async move { client.batch_execute("UPDATE t SET v = 'new' WHERE id = 50").await });
     let waits = async || {
         let sql = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
