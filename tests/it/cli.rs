@@ -72,7 +72,7 @@ fn every_broken_file_is_told_all_its_faults_with_code_place_and_remedy() {
 fn every_command_has_help_with_examples_and_says_it_on_stdout() {
     let dir = scratch("help");
     let mut pages = String::new();
-    let commands: [&[&str]; 17] = [
+    let commands: [&[&str]; 21] = [
         &[],
         &["sandbox"],
         &["setup"],
@@ -84,6 +84,10 @@ fn every_command_has_help_with_examples_and_says_it_on_stdout() {
         &["test"],
         &["validate"],
         &["explain"],
+        &["plan"],
+        &["apply"],
+        &["schema", "connector"],
+        &["schema", "pipeline"],
         &["dead-letters"],
         &["dead-letters", "list"],
         &["dead-letters", "show"],

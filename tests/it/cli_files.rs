@@ -205,7 +205,7 @@ fn misspelt_words_in_expressions_and_values_get_the_right_suggestion() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn misspelt_columns_and_tables_get_the_right_suggestion() {
     let server = Postgres::shared().await;
-    let pos = Database::pos(&server, "typos").await;
+    let pos = Database::pos(server, "typos").await;
     let dir = scratch("typos");
     let client = pos.connect().await;
     client
@@ -270,7 +270,7 @@ fn the_schemas_for_editors_say_what_the_checker_says() {
     for path in yaml_files(&root().join("docker/demo")) {
         let document = document(&path).expect("YAML");
         let errors: Vec<String> =
-            validators[of(&document)].iter_errors(&document).map(|e| format!("{} at {}", e, e.instance_path())).collect();
+            validators[of(&document)].iter_errors(&document).map(|e| format!("{e} at {}", e.instance_path())).collect();
         assert!(errors.is_empty(), "{}: {errors:?}", path.display());
     }
     // What the checker refuses for keys and forms, the schema refuses too; what it only refuses for its meaning, the schema lets pass.

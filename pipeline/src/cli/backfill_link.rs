@@ -32,9 +32,14 @@ pub(super) enum Link {
 
 impl Link {
     pub(super) fn http(base: &str) -> Result<Link, Failure> {
+        Link::patient(base, ANSWER_WITHIN)
+    }
+
+    /// As [`http`](Self::http), for answers that may take so long.
+    pub(super) fn patient(base: &str, within: Duration) -> Result<Link, Failure> {
         let base = base.trim_end_matches('/').to_owned();
         // A proxy has no business between a command and its own machine.
-        let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build();
+        let client = reqwest::Client::builder().no_proxy().timeout(within).build();
         let client = client.map_err(|e| Failure::new("admin.unreachable", format!("{base}: {e}")))?;
         Ok(Link::Http { base, client })
     }
@@ -84,6 +89,11 @@ impl Link {
     /// Any document of the admin endpoint.
     pub(super) async fn document(&self, path: &str) -> Result<Value, Failure> {
         self.call(path, None).await
+    }
+
+    /// Any request of the admin endpoint.
+    pub(super) async fn post(&self, path: &str, body: Value) -> Result<Value, Failure> {
+        self.call(path, Some(body)).await
     }
 
     /// How a backfill is a moment later. A pipeline that is away for a while is waited for.

@@ -9,6 +9,7 @@ mod doctor;
 mod epoch;
 mod explain;
 mod output;
+mod plan;
 mod preview;
 mod run;
 mod sandbox;
@@ -105,6 +106,10 @@ enum Command {
     Validate(validate::Arguments),
     /// Run the tests that stand in connector files
     Test(test::Arguments),
+    /// Show how connector files differ from what the running process delivers by
+    Plan(plan::Plan),
+    /// Have the running process take over what connector files say now, on trial
+    Apply(plan::Apply),
     /// Print (or run) the SQL that prepares the source database
     Setup(setup::Arguments),
     /// Check the source database and say what to mend
@@ -170,6 +175,8 @@ impl Command {
             Command::Epoch(command) => command.format(),
             Command::Schema(command) => command.format(),
             Command::Doctor(arguments) => arguments.format,
+            Command::Plan(arguments) => arguments.format(),
+            Command::Apply(arguments) => arguments.format(),
             Command::Setup(_) | Command::Explain(_) | Command::Sandbox(_) | Command::Demo(_) => Format::Human,
         }
     }
@@ -188,6 +195,8 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Epoch(command) => epoch::run(command, &registry).await,
         Command::Schema(command) => schema::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,
+        Command::Plan(arguments) => plan::plan(arguments, &settings, &registry).await,
+        Command::Apply(arguments) => plan::apply(arguments, &settings, &registry).await,
         Command::Setup(arguments) => setup::run(arguments, &registry).await,
         Command::Doctor(arguments) => doctor::run(arguments, &registry).await,
         Command::Explain(arguments) => explain::run(&arguments),

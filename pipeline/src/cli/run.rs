@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ConfigFile;
 use super::output::{End, Format};
+use crate::config;
 use crate::config::settings::Settings;
 use crate::ops::failure::Failure;
 use crate::ops::process::{self, Files, Only, Options};
@@ -37,8 +38,9 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: Registry) -> Result<(), End> {
-    let pipeline = arguments.config.load(&registry)?;
-    let files = Files { registry: Arc::new(registry) };
+    let config = &arguments.config.config;
+    let config::CheckedFile { pipeline, texts, .. } = config::load_file(config, &registry)?;
+    let files = Files { path: config.clone(), texts, registry: Arc::new(registry) };
     let options = Options {
         only: arguments.only,
         until_caught_up: arguments.until_caught_up,

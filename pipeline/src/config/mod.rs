@@ -35,7 +35,7 @@ use tillstream_schemas::{HashKey, Op, Policy};
 
 pub(crate) use check::nearest;
 pub use keys::reference;
-pub use raw::{CheckedFile, blame, check_files, load, load_connectors};
+pub use raw::{CheckedFile, FileText, blame, changed_keys, check_files, load, load_connectors, load_file};
 pub use report::{Code, Problem, Report};
 
 /// A whole pipeline: one source, one journal, its connectors.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
+use sha2::{Digest, Sha256};
 use tillstream_connectors::mapping::{Case, Mapping};
 use tillstream_connectors::registry::{self, Registry};
 use tillstream_schemas::{HashKey, Op, Policy};
@@ -43,6 +44,55 @@ pub struct CheckedFile {
     pub pipeline: Pipeline,
     /// The files of its connectors, in their order.
     pub connectors: Vec<PathBuf>,
+    /// What they say, in the same order.
+    pub texts: Vec<FileText>,
+}
+
+/// What a file said when it was read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileText {
+    /// Its text, secrets masked; references stand as they are.
+    pub shown: String,
+    /// Names the text as it was: twelve hexadecimal digits.
+    pub hash: String,
+}
+
+impl FileText {
+    fn of(document: &Document) -> FileText {
+        let digest = Sha256::digest(document.text.as_bytes());
+        FileText { shown: document.shown(), hash: digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect() }
+    }
+}
+
+/// Reads a pipeline file and its connector files, and keeps what they said.
+///
+/// # Errors
+/// Every problem of every file.
+pub fn load_file(path: &Path, registry: &Registry) -> Result<CheckedFile, Report> {
+    let mut report = Report::default();
+    match read_pipeline(path, registry, &|name| std::env::var(name).ok(), &mut report) {
+        Some(file) if report.is_empty() => Ok(file),
+        _ => Err(report),
+    }
+}
+
+/// The keys at the top whose values differ between two texts of a file, in the order of the key table; all that are there when one cannot be read.
+#[must_use]
+pub fn changed_keys(before: &str, after: &str) -> Vec<&'static str> {
+    let read = |text: &str| {
+        let document = Document::from_bytes(String::new(), PathBuf::new(), text.as_bytes().to_vec()).ok()?;
+        tree::parse(&document, &mut Vec::new())
+    };
+    let value = |tree: &Option<Node>, name: &str| match tree.as_ref().map(|tree| &tree.value) {
+        Some(Value::Map(entries)) => entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node.clone()),
+        _ => None,
+    };
+    let (before, after) = (read(before), read(after));
+    let differs = |name: &str| match (value(&before, name), value(&after, name)) {
+        (Some(a), Some(b)) => !a.same(&b),
+        (a, b) => a.is_some() || b.is_some(),
+    };
+    keys::CONNECTOR.iter().map(|key| key.name).filter(|name| differs(name)).collect()
 }
 
 /// Checks pipeline and connector files and returns the pipelines among them. A connector file by itself is checked without knowing the source's tables.
@@ -72,7 +122,7 @@ pub fn load_connectors(paths: &[PathBuf], registry: &Registry) -> Result<Vec<Con
     let (mut report, mut connectors) = (Report::default(), Vec::new());
     for path in paths {
         match is_connector(path) {
-            true => connectors.extend(read_connector(path, registry, &environment, &[], &mut report)),
+            true => connectors.extend(read_connector(path, registry, &environment, &[], &mut report).map(|(connector, _)| connector)),
             false => {
                 connectors.extend(read_pipeline(path, registry, &environment, &mut report).into_iter().flat_map(|f| f.pipeline.connectors))
             }
@@ -129,19 +179,20 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
             );
         }
     }
-    let mut connectors: Vec<Connector> = Vec::new();
+    let (mut connectors, mut texts): (Vec<Connector>, Vec<FileText>) = Default::default();
     let mut files = Report::default();
     for (i, (path, span)) in paths.iter().enumerate() {
         if paths[..i].iter().any(|(other, _)| other == path) {
             continue;
         }
-        let Some(connector) = read_connector(path, registry, environment, &tables, &mut files) else { continue };
+        let Some((connector, text)) = read_connector(path, registry, environment, &tables, &mut files) else { continue };
         if connectors.iter().any(|c| c.name == connector.name) {
             let message = format!("two connector files are named `{}`", connector.name);
             let help = "checkpoints and idempotency keys go by the name: give each its own".to_owned();
             checker.problem(Code::DuplicateName, *span, message, "the second", Some(help));
         }
         connectors.push(connector);
+        texts.push(text);
     }
     let protect = top.block("protect").and_then(|block| protect(&mut checker, block));
     let sound = checker.problems.is_empty() && files.is_empty();
@@ -162,7 +213,7 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
         changed_at: changed_at(top.block("source")?),
         connectors,
     };
-    Some(CheckedFile { path: path.to_owned(), pipeline, connectors: paths.into_iter().map(|(path, _)| path).collect() })
+    Some(CheckedFile { path: path.to_owned(), pipeline, connectors: paths.into_iter().map(|(path, _)| path).collect(), texts })
 }
 
 /// Where a missing key of the top level belongs: the first key.
@@ -350,7 +401,7 @@ fn read_connector(
     environment: Environment<'_>,
     tables: &[SourceTable],
     report: &mut Report,
-) -> Option<Connector> {
+) -> Option<(Connector, FileText)> {
     let document = match Document::read(path) {
         Ok(document) => document,
         Err(problem) => {
@@ -365,7 +416,7 @@ fn read_connector(
     });
     let sound = checker.problems.is_empty();
     report.add(&document, checker.problems);
-    connector.filter(|_| sound)
+    connector.filter(|_| sound).map(|connector| (connector, FileText::of(&document)))
 }
 
 fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables: &[SourceTable]) -> Option<Connector> {

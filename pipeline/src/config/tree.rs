@@ -19,6 +19,22 @@ pub(crate) struct Node {
     pub(crate) value: Value,
 }
 
+impl Node {
+    /// Whether the two say the same, wherever they stand and in whatever order.
+    pub(crate) fn same(&self, other: &Node) -> bool {
+        match (&self.value, &other.value) {
+            (Value::Null, Value::Null) => true,
+            (Value::Scalar { text: a, plain: p }, Value::Scalar { text: b, plain: q }) => a == b && p == q,
+            (Value::List(a), Value::List(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b)),
+            (Value::Map(a), Value::Map(b)) => {
+                let has = |(key, node): &(KeyNode, Node)| b.iter().any(|(other, value)| other.text == key.text && node.same(value));
+                a.len() == b.len() && a.iter().all(has)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A key and its place.
 #[derive(Clone, Debug)]
 pub(crate) struct KeyNode {

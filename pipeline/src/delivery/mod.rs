@@ -31,16 +31,19 @@ mod queue;
 pub mod settlement;
 mod start;
 pub mod stats;
+pub mod switch;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tillstream_connectors::sink::{Class, SinkError};
 use tillstream_schemas::envelope::EventError;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub use stats::{Breaker, ConnectorState, ConnectorStats, LastError, PartitionProgress, Stats};
+pub use switch::{Listeners, NotSwitched, Switches};
 
 use crate::config;
 use crate::control::{ControlError, Follower};
@@ -50,6 +53,7 @@ use events::Shared;
 use filter::FilterError;
 use gate::Gate;
 use mark::MarkError;
+use switch::{SETTLE_WITHIN, Switch};
 
 /// A server that comes back is found within this, and one that stays away is asked no more often.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(30);
@@ -126,6 +130,9 @@ pub enum DeliveryError {
     /// Nobody follows the control journal any more.
     #[error("the control journal is no longer followed")]
     Ended,
+    /// Another file was wished for, and what had been read was not settled in time: it goes on with the one there was.
+    #[error("what was read was not settled in time for another file")]
+    NotSettled,
     /// A task panicked: our bug. The checkpoint stands where it was.
     #[error("a delivery task failed unexpectedly")]
     Bug,
@@ -145,7 +152,7 @@ impl DeliveryError {
             DeliveryError::Journal(e) => e.is_transient(),
             DeliveryError::Control(e) => e.is_transient(),
             DeliveryError::Sink(e) => e.class == Class::Transient,
-            DeliveryError::Ended => true,
+            DeliveryError::Ended | DeliveryError::NotSettled => true,
             DeliveryError::Filter(_)
             | DeliveryError::Event { .. }
             | DeliveryError::Mark(_)
@@ -166,6 +173,7 @@ impl DeliveryError {
             DeliveryError::Mark(_) => "delivery.unknown_mark".into(),
             DeliveryError::Regressed { .. } => "delivery.journal_regressed".into(),
             DeliveryError::Ended => "delivery.control_ended".into(),
+            DeliveryError::NotSettled => "delivery.not_settled".into(),
             DeliveryError::Bug => "delivery.bug".into(),
         }
     }
@@ -177,6 +185,15 @@ impl DeliveryError {
 /// Only in [`Mode::UntilCaughtUp`]: the first definite error. Otherwise every error is kept in [`Stats`], and what
 /// failed is tried again.
 pub async fn run(parts: Parts) -> Result<(), DeliveryError> {
+    run_with(parts, Listeners::default()).await
+}
+
+/// As [`run`], and connectors may be given other files meanwhile.
+///
+/// # Errors
+/// Those of [`run`].
+pub async fn run_with(parts: Parts, listeners: Listeners) -> Result<(), DeliveryError> {
+    let Listeners(mut listeners) = listeners;
     let Parts { journal, pipeline, source, owner, connectors, stop, mode, stats } = parts;
     let mut ends = Vec::new();
     let mut shared = Vec::new();
@@ -202,6 +219,7 @@ pub async fn run(parts: Parts) -> Result<(), DeliveryError> {
             source: source.clone(),
             owner: owner.clone(),
             gate: Gate::new(&connector, journal.partitions(), stats.clone()),
+            wish: listeners.remove(&connector.name),
             connector: Arc::new(connector),
             shared: shared.clone(),
             stats,
@@ -246,6 +264,8 @@ struct Supervisor {
     source: String,
     owner: String,
     connector: Arc<config::Connector>,
+    /// Where another file for it may come from.
+    wish: Option<mpsc::Receiver<Switch>>,
     shared: Vec<Arc<Shared>>,
     stats: Arc<ConnectorStats>,
     gate: Gate,
@@ -255,16 +275,21 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(self) -> Result<(), DeliveryError> {
+    async fn run(mut self) -> Result<(), DeliveryError> {
         let mut delays = Delays::new(Duration::from_millis(500), RETRY_DELAY_MAX);
         let mut rewind = false;
         loop {
             self.stats.set_state(ConnectorState::Starting);
             let began = tokio::time::Instant::now();
             let error = match self.session(rewind).await {
-                Ok(()) => {
+                Ok(None) => {
                     self.stats.set_state(ConnectorState::Stopped);
                     return Ok(());
+                }
+                Ok(Some(switch)) => {
+                    self.take(switch);
+                    rewind = false;
+                    continue;
                 }
                 Err(error) => error,
             };
@@ -302,21 +327,35 @@ impl Supervisor {
                     self.stats.set_state(ConnectorState::Stopped);
                     return Ok(());
                 }
+                // Nothing is under way, and the other file may be what mends it.
+                switch = switch::wished(&mut self.wish) => {
+                    self.take(switch);
+                    delays.reset();
+                }
                 () = tokio::time::sleep(delay) => {}
             }
         }
     }
 
-    /// All partitions of the connector, until they end or the first one fails.
-    async fn session(&self, rewind: bool) -> Result<(), DeliveryError> {
+    fn take(&mut self, switch: Switch) {
+        tracing::info!(connector = self.connector.name, "goes on with another file");
+        self.connector = switch.connector;
+        self.gate = Gate::new(&self.connector, self.journal.partitions(), self.stats.clone());
+        // Whoever asked may be gone; the file is in use all the same.
+        let _ = switch.done.send(Ok(()));
+    }
+
+    /// All partitions of the connector, until they end, the first one fails, or everything read is settled and another file is wished for.
+    async fn session(&mut self, rewind: bool) -> Result<Option<Switch>, DeliveryError> {
         let started = tokio::select! {
             biased;
-            () = self.stop.cancelled() => return Ok(()),
+            () = self.stop.cancelled() => return Ok(None),
             started = Follower::start(self.journal.clone()) => started?,
         };
         let (follower, following) = started;
         let stop = self.stop.child_token();
         self.gate.set_share(1.0);
+        let settle = CancellationToken::new();
         let mut partitions = JoinSet::new();
         for (partition, shared) in (0u16..).zip(&self.shared) {
             partitions.spawn(partition::run(start::Context {
@@ -331,6 +370,7 @@ impl Supervisor {
                 stats: self.stats.clone(),
                 gate: self.gate.clone(),
                 stop: stop.clone(),
+                settle: settle.clone(),
                 rewind,
                 until: self.ends.as_ref().map(|ends| ends.get(usize::from(partition)).copied().flatten()),
             }));
@@ -339,12 +379,30 @@ impl Supervisor {
         tokio::pin!(following);
         let mut result = Ok(());
         let mut followed = false;
+        let mut switch: Option<Switch> = None;
+        let late = tokio::time::sleep(Duration::MAX);
+        tokio::pin!(late);
         loop {
             let ended = tokio::select! {
                 ended = partitions.join_next() => match ended {
                     Some(ended) => ended.unwrap_or(Err(DeliveryError::Bug)),
-                    None => return result,
+                    None => return result.map(|()| switch.filter(|_| !self.stop.is_cancelled())),
                 },
+                wished = switch::wished(&mut self.wish), if switch.is_none() => {
+                    settle.cancel();
+                    late.as_mut().reset(tokio::time::Instant::now() + SETTLE_WITHIN);
+                    switch = Some(wished);
+                    continue;
+                }
+                () = &mut late, if switch.is_some() => {
+                    // The next session goes on with the file there was.
+                    if let Some(switch) = switch.take() {
+                        let _ = switch.done.send(Err(NotSwitched::NotSettled));
+                    }
+                    result = Err(DeliveryError::NotSettled);
+                    stop.cancel();
+                    continue;
+                }
                 ended = &mut following, if !followed => {
                     followed = true;
                     ended.map_err(DeliveryError::from)

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tillstream_connectors::sink::{Idempotency, Sink};
 use tillstream_schemas::entry::EntryError;
-use tillstream_schemas::{Kind, Op};
+use tillstream_schemas::{Kind, Op, Position};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -310,6 +310,13 @@ impl Partition {
             && self.settlement.unsettled() < UNDER_WAY_MAX
             && self.settlement.unsettled_bytes() < UNDER_WAY_BYTES_MAX
             && !self.read_all()
+            && !self.is_to_settle()
+    }
+
+    /// Whether reading ends here, between two transactions, because everything is to be settled.
+    fn is_to_settle(&self) -> bool {
+        let position = self.filter.position();
+        self.context.settle.is_cancelled() && (position.is_none() || position.ordinal == Position::END_ORDINAL)
     }
 
     /// Whether everything that was asked for has been read.
@@ -354,7 +361,11 @@ impl Partition {
 
     /// Caught up, and nothing under way.
     fn is_done(&mut self) -> bool {
-        if !self.read_all() || self.settlement.unsettled() > 0 || self.redrives.values().any(|r| !r.done) || self.marking {
+        if !(self.read_all() || self.is_to_settle())
+            || self.settlement.unsettled() > 0
+            || self.redrives.values().any(|r| !r.done)
+            || self.marking
+        {
             return false;
         }
         if self.transactional && self.marked.1 < self.settlement.reached().offset {

@@ -37,6 +37,8 @@ pub(super) struct Context {
     pub(super) stats: Arc<ConnectorStats>,
     pub(super) gate: Gate,
     pub(super) stop: CancellationToken,
+    /// Cancelled when reading is to end with the transaction, and the partition with everything settled.
+    pub(super) settle: CancellationToken,
     /// Whether the last session met a gap, so that the place has to be looked for again.
     pub(super) rewind: bool,
     /// Deliver what stood in the journal at this moment, then end: the offset of the last entry, `None` of an empty log.

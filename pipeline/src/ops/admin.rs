@@ -1,4 +1,5 @@
-//! The admin endpoint: `/healthz /readyz /metrics /api/status /api/schema/…`, which only look, and `/api/backfills`. It has no authentication and belongs
+//! The admin endpoint: `/healthz /readyz /metrics /api/status /api/schema/…`, which only look, `/api/backfills` and
+//! `/api/connectors`. It has no authentication and belongs
 //! on loopback.
 
 use std::net::SocketAddr;
@@ -11,10 +12,11 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::json;
 
+use super::apply::Applier;
 use super::failure::Failure;
 use super::observer::Observer;
 use super::process::Files;
-use super::{backfills, metrics, status};
+use super::{backfills, connectors, metrics, status};
 use crate::config;
 
 /// Takes the address. Serving begins with [`serve`].
@@ -26,7 +28,7 @@ pub async fn bind(address: SocketAddr) -> Result<tokio::net::TcpListener, Failur
 }
 
 /// Serves until it is dropped.
-pub async fn serve(listener: tokio::net::TcpListener, observer: Arc<Observer>, files: Files) {
+pub async fn serve(listener: tokio::net::TcpListener, observer: Arc<Observer>, files: Files, applier: Option<Arc<Applier>>) {
     let schema = |file| {
         let schema = config::schema::of(file, &files.registry);
         get(async move || Json(schema))
@@ -39,7 +41,8 @@ pub async fn serve(listener: tokio::net::TcpListener, observer: Arc<Observer>, f
         .route("/api/schema/connector", schema(config::schema::File::Connector))
         .route("/api/schema/pipeline", schema(config::schema::File::Pipeline))
         .merge(backfills::routes())
-        .with_state(observer);
+        .with_state(observer)
+        .merge(connectors::routes(applier));
     if let Err(error) = axum::serve(listener, router).await {
         tracing::error!(%error, "the admin endpoint ended");
     }

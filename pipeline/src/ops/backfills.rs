@@ -93,19 +93,19 @@ async fn change(
 }
 
 /// Refuses what a web page could have sent.
-fn own(headers: &HeaderMap) -> Result<(), Failure> {
+pub(super) fn own(headers: &HeaderMap) -> Result<(), Failure> {
     match headers.contains_key(header::ORIGIN) {
         true => Err(Failure::new("backfill.bad_request", "requests of web pages are not taken")),
         false => Ok(()),
     }
 }
 
-fn unreadable(rejection: JsonRejection) -> Failure {
+pub(super) fn unreadable(rejection: JsonRejection) -> Failure {
     // Its text may quote the body, which may hold keys.
     Failure::new("backfill.bad_request", format!("the body is no such request (HTTP {})", rejection.status()))
 }
 
-fn answer(failure: &Failure) -> Response {
+pub(super) fn answer(failure: &Failure) -> Response {
     let code = match failure.class {
         Class::Usage | Class::Config | Class::Data => StatusCode::UNPROCESSABLE_ENTITY,
         Class::Permission => StatusCode::FORBIDDEN,

@@ -1,8 +1,10 @@
 //! Operations: what observes the loops, sends them commands, and says how things stand.
 
 pub mod admin;
+pub mod apply;
 mod backfills;
 pub mod codes;
+mod connectors;
 pub mod coverage;
 pub mod doctor;
 pub mod epoch;

@@ -9,6 +9,7 @@
 //! What is merely away is waited for, and the status says so. What a person has to mend ends the process with its code.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -16,15 +17,16 @@ use tillstream_connectors::registry::Registry;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::apply::{self, Applier};
 use super::failure::{Class, Failure};
 use super::observer::{ConnectorInfo, Observed, Observer};
 use super::{admin, coverage, failure};
 use crate::backfill::{self, Backfill, SessionHooks};
 use crate::capture::catalog::StartFacts;
 use crate::capture::{self, CaptureError, CaptureParts, catalog, policies, wire::PgSource};
-use crate::config::Pipeline;
+use crate::config::{FileText, Pipeline};
 use crate::control::Follower;
-use crate::delivery;
+use crate::delivery::{self, Listeners, Switches};
 use crate::journal::{self, Journal};
 use crate::retry::Delays;
 
@@ -51,6 +53,10 @@ pub struct Options {
 /// What the process was configured from.
 #[derive(Clone)]
 pub struct Files {
+    /// The pipeline file.
+    pub path: PathBuf,
+    /// What the connectors' files said, in the order of the connectors.
+    pub texts: Vec<FileText>,
     /// The kinds of sink of this program.
     pub registry: Arc<Registry>,
 }
@@ -78,8 +84,8 @@ pub async fn run(pipeline: Pipeline, options: Options, files: Files, stop: Cance
     let listener = admin::bind(options.listen).await?;
     let listen = listener.local_addr().unwrap_or(options.listen);
     tracing::info!(pipeline = pipeline.name, admin = %listen, version = env!("CARGO_PKG_VERSION"), "started");
-    let process = Process::new(pipeline, options, stop)?;
-    let served = tokio::spawn(admin::serve(listener, Arc::clone(&process.observer), files));
+    let process = Process::new(pipeline, options, &files, stop)?;
+    let served = tokio::spawn(admin::serve(listener, Arc::clone(&process.observer), files, process.applier.clone()));
     let watched = tokio::spawn(Arc::clone(&process.observer).watch());
     let result = process.run().await;
     served.abort();
@@ -98,6 +104,10 @@ struct Process {
     capture_stats: Arc<capture::Stats>,
     delivery_stats: Arc<delivery::Stats>,
     backfill: Arc<Backfill>,
+    /// Gives connectors other files; only where this process delivers until it is stopped.
+    applier: Option<Arc<Applier>>,
+    /// What the connectors listen to for them.
+    listeners: Listeners,
     /// Asked to stop, by a signal.
     stop: CancellationToken,
 }
@@ -105,7 +115,7 @@ struct Process {
 type Loop<T> = JoinHandle<Result<T, Failure>>;
 
 impl Process {
-    fn new(pipeline: Pipeline, options: Options, stop: CancellationToken) -> Result<Process, Failure> {
+    fn new(pipeline: Pipeline, options: Options, files: &Files, stop: CancellationToken) -> Result<Process, Failure> {
         let journal = journal::open(&pipeline.journal, &format!("tillstream {}", pipeline.name))?;
         let (captures, delivers) = (options.only != Some(Only::Delivery), options.only != Some(Only::Capture));
         let capture_stats = Arc::new(capture::Stats::default());
@@ -131,7 +141,19 @@ impl Process {
             control: OnceLock::new(),
         };
         let observer = Observer::new(observed);
-        Ok(Process { pipeline, options, journal, observer, capture_stats, delivery_stats, backfill, stop })
+        let (switches, listeners) = Switches::new(pipeline.connectors.iter().map(|c| c.name.as_str()));
+        let parts = apply::Parts {
+            path: files.path.clone(),
+            registry: Arc::clone(&files.registry),
+            pipeline: &pipeline,
+            texts: files.texts.clone(),
+            journal: Arc::clone(&journal),
+            stats: Arc::clone(&delivery_stats),
+            switches,
+            observer: Arc::clone(&observer),
+        };
+        let applier = (delivers && !options.until_caught_up).then(|| Arc::new(Applier::new(parts)));
+        Ok(Process { pipeline, options, journal, observer, capture_stats, delivery_stats, backfill, applier, listeners, stop })
     }
 
     async fn run(mut self) -> Result<Ended, Failure> {
@@ -252,8 +274,9 @@ impl Process {
             mode: if self.options.until_caught_up { delivery::Mode::UntilCaughtUp } else { delivery::Mode::Continuous },
             stats: Arc::clone(&self.delivery_stats),
         };
+        let listeners = std::mem::take(&mut self.listeners);
         tokio::spawn(async move {
-            delivery::run(parts).await?;
+            delivery::run_with(parts, listeners).await?;
             tracing::info!("delivery ended");
             Ok(())
         })

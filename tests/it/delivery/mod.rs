@@ -1,5 +1,6 @@
 //! Delivery against scripted and real sinks.
 
+mod apply;
 mod http;
 mod jsonl;
 mod mapping;

@@ -94,16 +94,22 @@ impl Capture {
 
     /// As [`Self::commit`], without waiting.
     pub(super) async fn write(&mut self, partition: u16, changes: &[Change]) {
-        self.write_unchanged(partition, changes, &[]).await;
+        self.write_unchanged(partition, changes, &[], usize::MAX).await;
+    }
+
+    /// As [`Self::commit`], in two batches, the second after the first is stored.
+    pub(super) async fn commit_in_halves(&mut self, partition: u16, changes: &[Change]) {
+        self.write_unchanged(partition, changes, &[], changes.len() / 2).await;
+        self.writer.flush().await.expect("stores");
     }
 
     /// As [`Self::commit`], with columns whose large values the server did not send.
     pub(super) async fn commit_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str]) {
-        self.write_unchanged(partition, changes, unchanged).await;
+        self.write_unchanged(partition, changes, unchanged, usize::MAX).await;
         self.writer.flush().await.expect("stores");
     }
 
-    async fn write_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str]) {
+    async fn write_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str], first: usize) {
         let unchanged = serde_json::json!(unchanged);
         self.lsn += 0x100;
         let mut batch = BatchBuffer::default();
@@ -118,6 +124,11 @@ impl Capture {
             );
             batch.push(&self.header(Kind::Event, partition, position), body.as_bytes());
             self.prev[usize::from(partition)] = position;
+            if n as usize + 1 == first {
+                self.append(partition, &batch).await;
+                self.writer.flush().await.expect("stores");
+                batch = BatchBuffer::default();
+            }
         }
         let end = Position::end(1, Lsn(self.lsn));
         batch.push(&self.header(Kind::End, partition, end), b"{}");
@@ -167,7 +178,14 @@ pub(super) struct Running {
     task: JoinHandle<Result<(), DeliveryError>>,
 }
 
-pub(super) fn start(journal: &Arc<dyn Journal>, connectors: Vec<Connector>, mode: Mode) -> Running {
+/// As [`start`], until it is stopped, with connectors that can be given other files.
+pub(super) fn start_switching(journal: &Arc<dyn Journal>, connectors: Vec<Connector>) -> (Running, delivery::Switches) {
+    let (switches, listeners) = delivery::Switches::new(connectors.iter().map(|c| c.name.as_str()));
+    let (parts, stats, stop) = parts(journal, connectors, Mode::Continuous);
+    (Running { stats, stop, task: tokio::spawn(delivery::run_with(parts, listeners)) }, switches)
+}
+
+fn parts(journal: &Arc<dyn Journal>, connectors: Vec<Connector>, mode: Mode) -> (delivery::Parts, Arc<Stats>, CancellationToken) {
     let stats = Stats::new(connectors.iter().map(|c| c.name.clone()));
     let stop = CancellationToken::new();
     let parts = delivery::Parts {
@@ -180,6 +198,11 @@ pub(super) fn start(journal: &Arc<dyn Journal>, connectors: Vec<Connector>, mode
         mode,
         stats: stats.clone(),
     };
+    (parts, stats, stop)
+}
+
+pub(super) fn start(journal: &Arc<dyn Journal>, connectors: Vec<Connector>, mode: Mode) -> Running {
+    let (parts, stats, stop) = parts(journal, connectors, mode);
     Running { stats, stop, task: tokio::spawn(delivery::run(parts)) }
 }
 
