@@ -86,6 +86,18 @@ impl<'a> Block<'a> {
         }
     }
 
+    /// A whole number within the bounds.
+    pub(crate) fn count(&self, key: &str, default: usize, bounds: std::ops::RangeInclusive<usize>, problems: &mut Vec<Problem>) -> usize {
+        let Some(value) = self.get(key) else { return default };
+        let number = value.as_u64().or_else(|| value.as_str()?.parse().ok()).and_then(|n| usize::try_from(n).ok());
+        if let Some(number) = number.filter(|number| bounds.contains(number)) {
+            return number;
+        }
+        let help = format!("write `{key}: {default}`");
+        problems.push(problem(&self.path(key), &format!("must be a number from {} to {}", bounds.start(), bounds.end()), Some(help)));
+        default
+    }
+
     /// One of some words.
     pub(crate) fn choice<'w>(&self, key: &str, words: &'w [&'w str], problems: &mut Vec<Problem>) -> Option<&'w str> {
         let text = self.text(key, None, problems)?;
@@ -112,6 +124,22 @@ impl<'a> Block<'a> {
                 Vec::new()
             }
         }
+    }
+}
+
+/// A vendor has words of its own, so a connector to it needs a `map`; `example` shows one.
+pub(crate) fn mapped_only(mapped: bool, example: &str, problems: &mut Vec<Problem>) {
+    if !mapped {
+        problems.push(problem("", "this kind of sink needs a `map` beside `to`", Some(format!("write `map: {{{example}}}`"))));
+    }
+}
+
+/// A sink without any guard against repeats is accepted only by whoever says so. `guard` is the key that would give it one.
+pub(crate) fn accepts_duplicates(block: &Block<'_>, is_guarded: bool, guard: &str, problems: &mut Vec<Problem>) {
+    let accepts = block.flag("i_accept_duplicates", false, problems);
+    if !is_guarded && !accepts {
+        let help = "write `i_accept_duplicates: true` if a repeated event may have a second effect in the target".to_owned();
+        problems.push(problem(&block.path(guard), "leaves nothing that tells a repeat from a new event", Some(help)));
     }
 }
 

@@ -66,7 +66,7 @@ struct JsonlTarget {
 
 impl JsonlTarget {
     fn new(dir: PathBuf) -> JsonlTarget {
-        let plan = SinkPlan { idempotency: Idempotency::Transactional, call_timeout: CALL_TIMEOUT, columns: Vec::new() };
+        let plan = SinkPlan::new(Idempotency::Transactional, CALL_TIMEOUT);
         JsonlTarget { dir, plan }
     }
 }

@@ -4,12 +4,17 @@
 //! Nothing here retries, waits, keeps a checkpoint or knows where events come from: that is delivery's, in `tillstream`.
 
 mod block;
+mod fields;
 pub mod http;
 pub mod idempotency;
 pub mod jsonl;
+pub mod klaviyo;
 pub mod mapping;
 pub mod registry;
 pub mod sandbox;
 pub mod scripted;
+pub mod segment;
 pub mod sink;
 pub mod sql;
+pub mod square;
+pub mod webhook;

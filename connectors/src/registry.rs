@@ -8,8 +8,12 @@ use serde_json::Value;
 
 use crate::http::HttpKind;
 use crate::jsonl::JsonlKind;
+use crate::klaviyo::KlaviyoKind;
+use crate::segment::SegmentKind;
 use crate::sink::{Compare, Idempotency, LaneId, OnDelete, Sink};
 use crate::sql::SqlKind;
+use crate::square::SquareKind;
+use crate::webhook::WebhookKind;
 
 /// One problem in a `to:` block, by path within the block (`tables.public.stock_txn.key`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +35,16 @@ pub struct SinkPlan {
     pub call_timeout: std::time::Duration,
     /// Tables (`schema.table`) and the columns the sink reads of them; checked against the catalogue by `validate`.
     pub columns: Vec<(String, Vec<String>)>,
+    /// For how long the target knows a key again, where its maker says so. What is sent again later than that may have a second effect.
+    pub remembers: Option<std::time::Duration>,
+}
+
+impl SinkPlan {
+    /// A plan that reads no columns by itself.
+    #[must_use]
+    pub fn new(idempotency: Idempotency, call_timeout: std::time::Duration) -> SinkPlan {
+        SinkPlan { idempotency, call_timeout, columns: Vec::new(), remembers: None }
+    }
 }
 
 /// A checked `to:` block: can say what it wants and build one sink a lane.
@@ -75,7 +89,14 @@ impl Registry {
     /// The kinds that come with Tillstream.
     #[must_use]
     pub fn built_in() -> Self {
-        Registry::default().with(Box::new(SqlKind)).with(Box::new(HttpKind)).with(Box::new(JsonlKind))
+        Registry::default()
+            .with(Box::new(SqlKind))
+            .with(Box::new(HttpKind))
+            .with(Box::new(WebhookKind))
+            .with(Box::new(KlaviyoKind))
+            .with(Box::new(SegmentKind))
+            .with(Box::new(SquareKind))
+            .with(Box::new(JsonlKind))
     }
 
     /// Adds a kind; a later one of the same name wins, so that a program can replace a built-in.

@@ -71,7 +71,7 @@ impl std::fmt::Debug for Script {
 impl Script {
     /// A target with this guard against repeats, whose calls go as `decide` says.
     pub fn new(idempotency: Idempotency, decide: impl Fn(&LaneId, &Batch, u64) -> Act + Send + Sync + 'static) -> Arc<Script> {
-        let plan = SinkPlan { idempotency, call_timeout: Duration::from_secs(5), columns: Vec::new() };
+        let plan = SinkPlan::new(idempotency, Duration::from_secs(5));
         Arc::new(Script {
             plan,
             decide: Box::new(decide),

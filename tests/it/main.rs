@@ -19,6 +19,7 @@ mod origin;
 mod pgoutput_writer;
 mod policies;
 mod schema;
+mod sinks;
 mod slot;
 mod streaming;
 mod tidy;

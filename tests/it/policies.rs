@@ -176,7 +176,7 @@ connectors: [engagement.yaml]
         config.replace("  slot: tillstream_demo", &slot)
     })
     .await;
-    let connector = "version: 1\nconnector: engagement\nfrom: {tables: [public.customer], ops: [insert, update, read]}\non_delete: ignore\nto:\n  http: {url: \"${env:DEMO_ENGAGEMENT_URL}\", columns: {public.customer: [id, external_ref, name, email, phone, consent]}}\nretry: {base: 50ms, max: 100ms}\n";
+    let connector = "version: 1\nconnector: engagement\nfrom: {tables: [public.customer], ops: [insert, update, read]}\non_delete: ignore\nto:\n  http: {url: \"${env:DEMO_ENGAGEMENT_URL}\", allow_private: true, columns: {public.customer: [id, external_ref, name, email, phone, consent]}}\nretry: {base: 50ms, max: 100ms}\n";
     std::fs::write(pipeline.dir.join("engagement.yaml"), connector).expect("written");
     pipeline.set("COLUMN_KEY", "0123456789abcdef0123456789abcdef".to_owned());
     // Refuses everything, and keeps what it was sent.

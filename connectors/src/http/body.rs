@@ -6,14 +6,14 @@ use crate::sink::{Class, Item, SinkError};
 
 /// The columns of a table that are sent.
 #[derive(Clone, Debug)]
-pub(super) struct Columns(Vec<(String, String)>);
+pub(crate) struct Columns(Vec<(String, String)>);
 
 impl Columns {
-    pub(super) fn new(names: Vec<String>) -> Columns {
+    pub(crate) fn new(names: Vec<String>) -> Columns {
         Columns(names.into_iter().map(|name| (quoted(&name), name)).collect())
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.0.iter().map(|(_, name)| name.clone()).collect()
     }
 }
@@ -25,7 +25,7 @@ fn quoted(text: &str) -> String {
 /// Appends the event as one JSON object.
 ///
 /// `id` names the effect and is the same on every attempt; `version` orders the effects on one row as text.
-pub(super) fn write(item: &Item, columns: &Columns, out: &mut String) -> Result<(), SinkError> {
+pub(crate) fn write(item: &Item, columns: &Columns, out: &mut String) -> Result<(), SinkError> {
     let event: &Event = &item.event;
     let mut field = |name: &str, value: &str| {
         out.push_str(if name == "id" { "{\"" } else { ",\"" });
@@ -84,6 +84,6 @@ fn missing(event: &Event, column: &str) -> SinkError {
 }
 
 /// Whether this sink can say anything about the event.
-pub(super) fn has_table(event: &Event) -> bool {
+pub(crate) fn has_table(event: &Event) -> bool {
     event.op() != Op::Message
 }

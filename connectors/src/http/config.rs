@@ -1,62 +1,77 @@
-//! The `http:` block.
+//! The kind `http` and its block.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use reqwest::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
-use reqwest::{Client, Method, Url};
+use reqwest::{Method, Url};
 use serde_json::Value;
 
+use super::answer::{Answer, Meaning, again, item};
+use super::auth::{self, secret};
 use super::body::Columns;
-use super::sink::HttpSink;
-use crate::block::{Block, names, problem, table_name};
+use super::client::{self, Request, Wire, parse_url};
+use super::egress::Egress;
+use super::sink::{Api, Limits, ListSink, Member, Unsendable, refuse};
+use super::template::{Collected, Templates, is_template};
+use super::{body, form};
+use crate::block::{Block, accepts_duplicates, names, problem, table_name};
 use crate::registry::{Kind, Problem, SinkPlan, Target};
-use crate::sink::{Idempotency, LaneId, OnDelete, Sink};
+use crate::sink::{Class, Idempotency, Item, LaneId, OnDelete, Outcome, Reason, Sink, SinkError};
 
-/// One event a request, or a list.
+/// What a request holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+enum Mode {
+    /// One event.
     Single,
+    /// A list of them.
     Batch,
 }
 
 /// A checked block.
-pub(super) struct HttpConfig {
-    pub(super) client: Client,
-    pub(super) url: Url,
-    pub(super) method: Method,
-    pub(super) mode: Mode,
-    pub(super) headers: HeaderMap,
+#[derive(Debug)]
+struct HttpApi {
+    wire: Wire,
+    /// Of a templated URL, scheme and host.
+    url: Url,
+    method: Method,
+    mode: Mode,
+    is_form: bool,
+    headers: HeaderMap,
+    templates: Option<Templates>,
+    /// Whether the body is a template.
+    has_body: bool,
     /// Where the key goes; `None` when the target has no use for one.
-    pub(super) idempotency_header: Option<HeaderName>,
-    /// Longest time of one request.
-    pub(super) timeout: Duration,
+    idempotency_header: Option<HeaderName>,
+    /// The key as a structured field's string.
+    is_key_quoted: bool,
     /// By (schema, table).
-    pub(super) tables: BTreeMap<(String, String), Columns>,
-    /// The end of a pause that the target asked any lane for: the others stop within their calls.
-    pub(super) paused_until: Mutex<Option<Instant>>,
-}
-
-/// Shows no header's value and no part of the URL that may hold a secret.
-impl fmt::Debug for HttpConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpConfig").field("host", &self.url.host_str()).field("mode", &self.mode).finish_non_exhaustive()
-    }
+    tables: BTreeMap<(String, String), Columns>,
 }
 
 /// The kind `http`.
 #[derive(Debug, Default)]
 pub struct HttpKind;
 
-const KEYS: [&str; 8] = ["url", "method", "mode", "headers", "auth", "idempotency_header", "timeout", "columns"];
+const KEYS: [&str; 15] = [
+    "url",
+    "method",
+    "mode",
+    "format",
+    "body",
+    "content_type",
+    "headers",
+    "auth",
+    "idempotency_header",
+    "idempotency_quoted",
+    "i_accept_duplicates",
+    "columns",
+    "timeout",
+    "tls",
+    "allow_private",
+];
 const METHODS: [&str; 3] = ["POST", "PUT", "PATCH"];
-
-/// A server that does not take a connection within this is away.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Kind for HttpKind {
     fn name(&self) -> &'static str {
@@ -70,88 +85,81 @@ impl Kind for HttpKind {
     fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         match read(block, mapped, &mut problems) {
-            Some(config) if problems.is_empty() => Ok(Arc::new(HttpTarget::new(config))),
+            Some(api) if problems.is_empty() => {
+                let idempotency = if api.idempotency_header.is_some() { Idempotency::Key } else { Idempotency::None };
+                let columns = listed(&api.tables);
+                Ok(Arc::new(ApiTarget::new(api, idempotency, None, columns)))
+            }
             _ => Err(problems),
         }
     }
 }
 
-fn read(value: &Value, mapped: bool, problems: &mut Vec<Problem>) -> Option<HttpConfig> {
+fn read(value: &Value, mapped: bool, problems: &mut Vec<Problem>) -> Option<HttpApi> {
     let block = Block::new(value, "", &KEYS, problems)?;
-    let url = block.text("url", Some("url: https://api.example/v1/events"), problems).and_then(|text| read_url(text, problems));
+    let egress = Egress::read(&block, problems);
+    let mut templates = Collected::default();
+    let url = read_url(&block, &egress, &mut templates, problems);
     let method = block.choice("method", &METHODS, problems).unwrap_or("POST");
     let mode = match block.choice("mode", &["single", "batch"], problems) {
         Some("batch") => Mode::Batch,
         _ => Mode::Single,
     };
+    let is_form = block.choice("format", &["json", "form"], problems) == Some("form");
     let idempotency_header = read_idempotency(&block, problems);
-    let mut headers = read_headers(&block, idempotency_header.as_ref(), problems);
-    if let Some(value) = read_auth(&block, problems) {
-        headers.insert(AUTHORIZATION, value);
-        let plain = url.as_ref().is_some_and(|u| u.scheme() == "http" && !is_loopback(u));
-        if plain {
-            problems.push(problem("auth", "would be sent unencrypted", Some("use an https:// url".into())));
-        }
+    accepts_duplicates(&block, idempotency_header.is_some(), "idempotency_header", problems);
+    let mut headers = read_headers(&block, idempotency_header.as_ref(), &mut templates, problems);
+    let has_body = read_body(&block, mapped, is_form, &mut headers, &mut templates, problems);
+    if mode == Mode::Batch {
+        let single = ["body", "format"].into_iter().filter(|key| block.get(key).is_some_and(|value| value != "json"));
+        let single = single.chain((!templates.is_empty() && !has_body).then_some("mode"));
+        problems.extend(single.map(|key| {
+            let help =
+                "leave out `mode`, or what depends on the event: `body`, `format: form`, expressions in `url` and `headers`".to_owned();
+            problem(key, "goes with one event a request, and `mode: batch` sends lists", Some(help))
+        }));
     }
-    let bounds = (Duration::from_millis(100), Duration::from_secs(600));
-    let timeout = block.duration("timeout", Duration::from_secs(10), bounds, problems);
-    let tables = if mapped { no_columns(&block, problems) } else { read_columns(&block, problems) };
-    let client = Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .connect_timeout(CONNECT_TIMEOUT.min(timeout))
-        .timeout(timeout)
-        .user_agent(concat!("tillstream/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(|_| problems.push(problem("", "no HTTP client can be set up on this machine", None)));
-    let method = Method::from_bytes(method.as_bytes()).unwrap_or(Method::POST);
-    Some(HttpConfig {
-        client: client.ok()?,
+    let auth = auth::read(&block, &egress, problems);
+    let tables = if mapped || has_body { no_columns(&block, has_body, problems) } else { read_columns(&block, problems) };
+    let wire = Wire::read(&block, url.as_ref(), auth, egress, Duration::from_secs(10), problems);
+    let templates = templates.compile(problems);
+    Some(HttpApi {
+        wire: wire?,
         url: url?,
-        method,
+        method: Method::from_bytes(method.as_bytes()).unwrap_or(Method::POST),
         mode,
+        is_form,
         headers,
+        templates,
+        has_body,
         idempotency_header,
-        timeout,
+        is_key_quoted: block.flag("idempotency_quoted", false, problems),
         tables,
-        paused_until: Mutex::new(None),
     })
 }
 
-fn read_url(text: &str, problems: &mut Vec<Problem>) -> Option<Url> {
-    let why = match text.parse::<Url>() {
-        Ok(url) if !matches!(url.scheme(), "http" | "https") => "must begin with https:// or http://",
-        Ok(url) if url.host_str().is_none() => "names no host",
-        Ok(url) if !url.username().is_empty() || url.password().is_some() => "must not hold a password; use `auth`",
-        Ok(url) => return Some(url),
-        Err(_) => "is not a URL",
-    };
-    problems.push(problem("url", why, None));
-    None
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host_str() {
-        Some("localhost") => true,
-        Some(host) => host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
-        None => false,
+fn read_url(block: &Block<'_>, egress: &Egress, templates: &mut Collected, problems: &mut Vec<Problem>) -> Option<Url> {
+    let text = block.text("url", Some("url: https://api.example/v1/events"), problems)?;
+    if !is_template(text) {
+        return parse_url(text, "url", egress, problems);
     }
+    if !templates.url(text, "url", problems) {
+        return None;
+    }
+    // Where requests go is known without any event.
+    let after = text.find("://").map_or(0, |at| at + 3);
+    let host_ends = text[after..].find(['/', '?']).map_or(text.len(), |at| after + at);
+    parse_url(&text[..host_ends], "url", egress, problems)
 }
 
 fn read_idempotency(block: &Block<'_>, problems: &mut Vec<Problem>) -> Option<HeaderName> {
-    match block.text("idempotency_header", None, problems).unwrap_or("Idempotency-Key") {
-        "none" => None,
-        name => match HeaderName::from_bytes(name.as_bytes()) {
-            Ok(name) => Some(name),
-            Err(_) => {
-                problems.push(problem("idempotency_header", "is not a header name", None));
-                None
-            }
-        },
+    match block.text("idempotency_header", None, problems) {
+        Some("none") => None,
+        _ => auth::header(block, "idempotency_header", Some("Idempotency-Key"), problems),
     }
 }
 
-fn read_headers(block: &Block<'_>, idempotency: Option<&HeaderName>, problems: &mut Vec<Problem>) -> HeaderMap {
+fn read_headers(block: &Block<'_>, idempotency: Option<&HeaderName>, templates: &mut Collected, problems: &mut Vec<Problem>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, value) in block.entries("headers", None, problems) {
         let path = format!("headers.{name}");
@@ -172,6 +180,10 @@ fn read_headers(block: &Block<'_>, idempotency: Option<&HeaderName>, problems: &
             Value::Number(_) | Value::Bool(_) => value.to_string(),
             _ => String::new(),
         };
+        if is_template(&text) {
+            templates.header(&header, &text);
+            continue;
+        }
         match secret(&text) {
             Some(value) => {
                 headers.insert(header, value);
@@ -179,44 +191,46 @@ fn read_headers(block: &Block<'_>, idempotency: Option<&HeaderName>, problems: &
             None => problems.push(problem(&path, "must be a text without control characters", None)),
         }
     }
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers
 }
 
-/// A header value that no log shows.
-fn secret(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok().filter(|v| !v.is_empty())?;
-    value.set_sensitive(true);
-    Some(value)
-}
-
-fn read_auth(block: &Block<'_>, problems: &mut Vec<Problem>) -> Option<HeaderValue> {
-    let auth = Block::new(block.get("auth")?, "auth", &["bearer", "basic"], problems)?;
-    let text = match (auth.get("bearer"), auth.get("basic")) {
-        (Some(_), None) => format!("Bearer {}", auth.text("bearer", None, problems)?),
-        (None, Some(basic)) => {
-            let basic = Block::new(basic, "auth.basic", &["user", "password"], problems)?;
-            let user = basic.text("user", Some("user: name"), problems);
-            let password = basic.text("password", Some("password: ${env:PASSWORD}"), problems);
-            format!("Basic {}", BASE64.encode(format!("{}:{}", user?, password?)))
+/// Reads `body` and `content_type`; whether there is a body of its own.
+fn read_body(
+    block: &Block<'_>,
+    mapped: bool,
+    is_form: bool,
+    headers: &mut HeaderMap,
+    templates: &mut Collected,
+    problems: &mut Vec<Problem>,
+) -> bool {
+    let body = block.text("body", None, problems);
+    if let Some(body) = body {
+        templates.text("body", body);
+        if mapped || is_form {
+            let other = if mapped { "the connector's `map`" } else { "`format: form`" };
+            problems.push(problem("body", &format!("says what is sent, and so does {other}"), Some("keep one of the two".into())));
         }
-        _ => {
-            problems.push(problem("auth", "must hold either `bearer` or `basic`", None));
-            return None;
-        }
-    };
-    let value = secret(&text);
-    if value.is_none() {
-        problems.push(problem("auth", "cannot be written into a header", None));
     }
-    value
+    let usual = if is_form { form::CONTENT_TYPE } else { "application/json" };
+    let text = block.text("content_type", (body.is_some()).then_some("content_type: application/xml"), problems).unwrap_or(usual);
+    match HeaderValue::from_str(text) {
+        Ok(value) => drop(headers.insert(CONTENT_TYPE, value)),
+        Err(_) => problems.push(problem("content_type", "cannot be written into a header", None)),
+    }
+    body.is_some()
 }
 
-fn no_columns(block: &Block<'_>, problems: &mut Vec<Problem>) -> BTreeMap<(String, String), Columns> {
+fn no_columns(block: &Block<'_>, has_body: bool, problems: &mut Vec<Problem>) -> BTreeMap<(String, String), Columns> {
     if block.get("columns").is_some() {
-        problems.push(problem("columns", "says what is sent, and so does the connector's `map`", Some("keep one of the two".into())));
+        let other = if has_body { "`body`" } else { "the connector's `map`" };
+        problems.push(problem("columns", &format!("says what is sent, and so does {other}"), Some("keep one of the two".into())));
     }
     BTreeMap::new()
+}
+
+/// Reads `columns`, which takes the place of a `map`.
+pub(crate) fn tables(block: &Block<'_>, mapped: bool, problems: &mut Vec<Problem>) -> BTreeMap<(String, String), Columns> {
+    if mapped { no_columns(block, false, problems) } else { read_columns(block, problems) }
 }
 
 fn read_columns(block: &Block<'_>, problems: &mut Vec<Problem>) -> BTreeMap<(String, String), Columns> {
@@ -235,33 +249,130 @@ fn read_columns(block: &Block<'_>, problems: &mut Vec<Problem>) -> BTreeMap<(Str
     tables
 }
 
-/// A checked `http` block.
-#[derive(Debug)]
-pub(super) struct HttpTarget {
-    config: Arc<HttpConfig>,
-    plan: SinkPlan,
-}
+impl Api for HttpApi {
+    fn wire(&self) -> &Wire {
+        &self.wire
+    }
 
-impl HttpTarget {
-    fn new(config: HttpConfig) -> HttpTarget {
-        let columns = config.tables.iter().map(|((schema, table), c)| (format!("{schema}.{table}"), c.names()));
-        let plan = SinkPlan {
-            idempotency: if config.idempotency_header.is_some() { Idempotency::Key } else { Idempotency::None },
-            // A call begins no request after `timeout`, so its last one ends within twice that.
-            call_timeout: config.timeout * 2,
-            columns: columns.collect(),
+    fn url(&self) -> &Url {
+        &self.url
+    }
+
+    fn limits(&self) -> Limits {
+        match self.mode {
+            Mode::Single => Limits::SINGLE,
+            // Delivery's own limits cut the batch.
+            Mode::Batch => Limits { items: usize::MAX, ..Limits::SINGLE },
+        }
+    }
+
+    fn member(&self, item: &Item) -> Result<Member, Unsendable> {
+        let mut rendered = self.templates.as_ref().map(|templates| templates.render(item)).transpose()?.unwrap_or_default();
+        let text = match rendered.texts.remove("body") {
+            Some(Value::String(text)) if self.has_body => text,
+            _ => {
+                let text = words(item, &self.tables)?;
+                if self.is_form { form::fields(&serde_json::from_str(&text).unwrap_or_default()) } else { text }
+            }
         };
-        HttpTarget { plan, config: Arc::new(config) }
+        Ok(Member { text, url: rendered.url, headers: rendered.headers })
+    }
+
+    fn request(&self, members: &[&Member], key: &str, _now: SystemTime) -> Result<Request, SinkError> {
+        let mut headers = self.headers.clone();
+        if let Some(header) = &self.idempotency_header {
+            let key = if self.is_key_quoted { format!("\"{key}\"") } else { key.to_owned() };
+            let key = HeaderValue::from_str(&key).map_err(|_| client::failed("http.request", "the key cannot be written into a header"))?;
+            headers.insert(header.clone(), key);
+        }
+        let mut url = self.url.clone();
+        let body = match (self.mode, members) {
+            (Mode::Single, [member]) => {
+                headers.extend(member.headers.clone());
+                url = member.url.clone().unwrap_or(url);
+                member.text.clone()
+            }
+            _ => {
+                let texts: Vec<&str> = members.iter().map(|member| member.text.as_str()).collect();
+                format!("{{\"items\":[{}]}}", texts.join(","))
+            }
+        };
+        Ok(Request { method: self.method.clone(), url, headers, body: body.into() })
+    }
+
+    fn read(&self, answer: &Answer, keys: &[&str]) -> Meaning {
+        match answer.meaning() {
+            Meaning::Applied if self.mode == Mode::Batch => results(keys, answer.body.as_ref()),
+            meaning => meaning,
+        }
     }
 }
 
-impl Target for HttpTarget {
+/// Outcomes of a list that was taken: by item where the target tells, else all applied.
+fn results(keys: &[&str], body: Option<&Value>) -> Meaning {
+    let Some(results) = body.and_then(|b| b.get("results")).and_then(Value::as_array) else { return Meaning::Applied };
+    let by_id: HashMap<&str, &Value> = results.iter().filter_map(|r| Some((r.get("id")?.as_str()?, r))).collect();
+    let outcome = |key: &&str| -> Outcome {
+        let result = by_id.get(key);
+        let status = result.and_then(|r| r.get("status")).and_then(Value::as_u64).and_then(|s| u16::try_from(s).ok());
+        match status {
+            Some(status) => item(status, result.and_then(|r| r.get("code"))),
+            None => again(Reason { code: "http.no_result".into(), message: "the answer holds no status for the item".into() }, None),
+        }
+    };
+    Meaning::Each(keys.iter().map(outcome).collect())
+}
+
+/// The JSON of an item: what the connector's `map` made of it, else the event in this sink's own words with the columns that were asked for.
+pub(crate) fn words(item: &Item, tables: &BTreeMap<(String, String), Columns>) -> Result<String, Unsendable> {
+    if let Some(Ok(mapped)) = &item.mapped {
+        return Ok(mapped.to_string());
+    }
+    if !body::has_table(&item.event) {
+        return Err(refuse("http.no_table", "a logical message belongs to no table"));
+    }
+    let (schema, table) = (item.event.schema().unwrap_or_default(), item.event.table().unwrap_or_default());
+    let Some(columns) = tables.get(&(schema.to_owned(), table.to_owned())) else {
+        return Err(Unsendable::Stop(SinkError {
+            code: "http.table_not_listed".into(),
+            message: format!("`columns` lists no table {schema}.{table}"),
+            class: Class::Definite,
+            after: None,
+        }));
+    };
+    let mut text = String::new();
+    body::write(item, columns, &mut text).map_err(Unsendable::Stop)?;
+    Ok(text)
+}
+
+/// What tables a sink reads, for its plan.
+pub(crate) fn listed(tables: &BTreeMap<(String, String), Columns>) -> Vec<(String, Vec<String>)> {
+    tables.iter().map(|((schema, table), columns)| (format!("{schema}.{table}"), columns.names())).collect()
+}
+
+/// A checked block of any kind of this family.
+#[derive(Debug)]
+pub(crate) struct ApiTarget<A> {
+    api: Arc<A>,
+    plan: SinkPlan,
+}
+
+impl<A: Api> ApiTarget<A> {
+    /// `columns` are those it reads by itself.
+    pub(crate) fn new(api: A, idempotency: Idempotency, remembers: Option<Duration>, columns: Vec<(String, Vec<String>)>) -> ApiTarget<A> {
+        // A call begins no request after `timeout`, so its last one ends within that and its own time.
+        let call_timeout = api.wire().timeout + api.wire().send_timeout();
+        ApiTarget { plan: SinkPlan { columns, remembers, ..SinkPlan::new(idempotency, call_timeout) }, api: Arc::new(api) }
+    }
+}
+
+impl<A: Api> Target for ApiTarget<A> {
     fn plan(&self) -> &SinkPlan {
         &self.plan
     }
 
     fn build(&self, _lane: LaneId, _on_delete: OnDelete) -> Box<dyn Sink> {
-        Box::new(HttpSink::new(self.config.clone()))
+        Box::new(ListSink::new(self.api.clone()))
     }
 }
 

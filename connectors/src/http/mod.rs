@@ -10,11 +10,28 @@
 //! other lists. Where lists are sent, the target has to know the *items* by their `id`; the header's key, made of the
 //! members' keys, only names the request.
 //!
-//! Never follows redirects, never repeats by itself, and reads answers up to a bound.
+//! The other kinds of this family (`webhook`, `klaviyo`, `segment`, `square-inventory`) bring what is particular to their target as an [`sink::Api`]
+//! and share everything else:
+//!
+//! | module | owns |
+//! | --- | --- |
+//! | `client` | the way to a target: time, size of answers, TLS, no redirects |
+//! | `egress` | which addresses may be reached |
+//! | `auth`, `oauth`, `signature` | how a request shows whose it is |
+//! | `sink` | lists, limits, halving, outcomes |
+//! | `answer` | what an answer means |
+//! | `template`, `form`, `body` | what is sent |
 
-mod answer;
-mod body;
-mod config;
-mod sink;
+pub(crate) mod answer;
+pub(crate) mod auth;
+pub(crate) mod body;
+pub(crate) mod client;
+pub(crate) mod config;
+pub(crate) mod egress;
+pub(crate) mod form;
+mod oauth;
+pub(crate) mod signature;
+pub(crate) mod sink;
+pub(crate) mod template;
 
 pub use config::HttpKind;

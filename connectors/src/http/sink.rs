@@ -1,158 +1,212 @@
-//! One lane's requests.
+//! One lane's requests: how a batch becomes requests, and answers become outcomes. Knows no target; what is particular to one is its [`Api`].
+//!
+//! ```text
+//!  batch ─member─▶ what is sent of each item ─limits─▶ lists ─request─▶ the target
+//!                                                        ▲  halves ◀─ one of it is refused
+//!                                                        └─────────────── answer ─▶ outcomes
+//! ```
 
-use std::collections::HashMap;
+use std::fmt;
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
-use reqwest::Response;
-use reqwest::header::{HeaderValue, RETRY_AFTER};
-use serde_json::Value;
+use reqwest::Url;
+use reqwest::header::HeaderMap;
 
-use super::answer::{Meaning, again, item, meaning};
-use super::body;
-use super::config::{HttpConfig, Mode};
+use super::answer::{Answer, Meaning};
+use super::client::{Request, Wire, failed};
 use crate::idempotency;
-use crate::sink::{Batch, Class, Item, Outcome, Reason, Retry, Sink, SinkError};
+use crate::sink::{Batch, Item, Outcome, Reason, Sink, SinkError};
 
 /// After so many failures in a row a list is halved, since one item may be what the target stumbles over. Before that
 /// the very same list is repeated: a target that knows requests by their key and not by their items sees no new one.
 const FAILED_LISTS_MAX: u32 = 3;
 
-/// The most of an answer that is read: results of the largest batch fit many times.
-const ANSWER_MAX: usize = 8 << 20;
+/// Bytes of a list beside its members: what an API wraps around them.
+const WRAPPING_BYTES: usize = 1024;
 
-/// One lane of an HTTP target. Requests go out one after another, over connections that all lanes share.
-pub(super) struct HttpSink {
-    config: Arc<HttpConfig>,
+/// What is sent of one item.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Member {
+    /// The body, or the member of a list.
+    pub(crate) text: String,
+    /// Where it goes, when items decide.
+    pub(crate) url: Option<Url>,
+    /// Headers of its own; only where requests hold one item.
+    pub(crate) headers: HeaderMap,
+}
+
+/// Why there is nothing to send of an item.
+#[derive(Debug)]
+pub(crate) enum Unsendable {
+    /// It becomes a dead letter.
+    Refuse(Reason),
+    /// The connector cannot go on.
+    Stop(SinkError),
+}
+
+/// A refusal that is found before anything is sent. `message` holds no value.
+pub(crate) fn refuse(code: &str, message: impl Into<String>) -> Unsendable {
+    Unsendable::Refuse(Reason { code: code.to_owned(), message: message.into() })
+}
+
+/// What one request may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) items: usize,
+    /// Of the whole body.
+    pub(crate) bytes: usize,
+    /// Of one item.
+    pub(crate) item_bytes: usize,
+}
+
+impl Limits {
+    /// One item a request, of any size that the journal takes.
+    pub(crate) const SINGLE: Limits = Limits { items: 1, bytes: usize::MAX, item_bytes: usize::MAX };
+}
+
+/// What is particular to one target. Pure, but for the clock in `now`.
+pub(crate) trait Api: fmt::Debug + Send + Sync + 'static {
+    /// The way there.
+    fn wire(&self) -> &Wire;
+
+    /// Where a look whether anything answers goes.
+    fn url(&self) -> &Url;
+
+    /// What one request may hold.
+    fn limits(&self) -> Limits;
+
+    /// What is sent of an item: the same bytes on every attempt.
+    fn member(&self, item: &Item) -> Result<Member, Unsendable>;
+
+    /// The request for these members; of several, `key` names all of them in their order.
+    fn request(&self, members: &[&Member], key: &str, now: SystemTime) -> Result<Request, SinkError>;
+
+    /// What the answer means for the items with these keys.
+    fn read(&self, answer: &Answer, _keys: &[&str]) -> Meaning {
+        answer.meaning()
+    }
+
+    /// The target knows requests by their key and not the items in them, so that an item must never come in another list while it is not known what
+    /// became of the first.
+    fn knows_lists_only(&self) -> bool {
+        false
+    }
+}
+
+/// One lane of a target. Requests go out one after another, over connections that all lanes share.
+pub(crate) struct ListSink<A> {
+    api: Arc<A>,
     /// Lists in a row that failed with a status that may be one item's fault.
     failed_lists: u32,
 }
 
-/// An answer, read.
-struct Answer {
-    status: u16,
-    retry_after: Option<String>,
-    body: Option<Value>,
+/// An item with what is sent of it.
+struct Prepared<'b> {
+    item: &'b Item,
+    member: Result<Member, Reason>,
 }
 
-impl Answer {
-    fn meaning(&self) -> Meaning {
-        meaning(self.status, self.retry_after.as_deref(), self.body.as_ref(), SystemTime::now())
-    }
-}
-
-impl HttpSink {
-    pub(super) fn new(config: Arc<HttpConfig>) -> HttpSink {
-        HttpSink { config, failed_lists: 0 }
+impl<A: Api> ListSink<A> {
+    pub(crate) fn new(api: Arc<A>) -> ListSink<A> {
+        ListSink { api, failed_lists: 0 }
     }
 
-    fn write(&self, item: &Item, out: &mut String) -> Result<(), SinkError> {
-        if let Some(Ok(mapped)) = &item.mapped {
-            out.push_str(mapped);
-            return Ok(());
-        }
-        let (schema, table) = (item.event.schema().unwrap_or_default(), item.event.table().unwrap_or_default());
-        match self.config.tables.get(&(schema.to_owned(), table.to_owned())) {
-            Some(columns) => body::write(item, columns, out),
-            None => Err(SinkError {
-                code: "http.table_not_listed".into(),
-                message: format!("`columns` lists no table {schema}.{table}"),
-                class: Class::Definite,
-                after: None,
-            }),
-        }
-    }
-
-    async fn send(&self, key: &str, body: String) -> Result<Answer, SinkError> {
-        let config = &self.config;
-        let mut request = config.client.request(config.method.clone(), config.url.clone()).headers(config.headers.clone()).body(body);
-        if let Some(header) = &config.idempotency_header {
-            let key = HeaderValue::from_str(key).map_err(|_| failed("http.request", "the key cannot be written into a header"))?;
-            request = request.header(header, key);
-        }
-        let response = request.send().await.map_err(|e| unknown(&e))?;
-        let status = response.status().as_u16();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).map(str::to_owned);
-        let body = read(response).await?;
-        Ok(Answer { status, retry_after, body: serde_json::from_slice(&body).ok() })
-    }
-
-    /// Whether any lane was asked for a pause that is not over. Delivery waits before a call; this ends one early.
-    fn is_paused(&self) -> bool {
-        let until = *self.config.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
-    }
-
-    fn pause(&self, outcome: &Outcome) {
-        if let Outcome::Retry(Retry { after: Some(after), .. }) = outcome {
-            let mut until = self.config.paused_until.lock().unwrap_or_else(PoisonError::into_inner);
-            let wanted = Instant::now() + *after;
-            *until = Some(until.map_or(wanted, |u| u.max(wanted)));
-        }
-    }
-
-    async fn single(&self, batch: &Batch) -> Result<Vec<Outcome>, SinkError> {
-        let begun = Instant::now();
-        let mut outcomes = Vec::with_capacity(batch.items.len());
+    /// The items up to one that the connector stops at.
+    fn prepare<'b>(&self, batch: &'b Batch, limits: Limits) -> Result<Vec<Prepared<'b>>, SinkError> {
+        let mut all: Vec<Prepared<'b>> = Vec::with_capacity(batch.items.len());
         for item in &batch.items {
-            if !outcomes.is_empty() && (begun.elapsed() >= self.config.timeout || self.is_paused()) {
-                break;
-            }
-            if let Some(refused) = unsendable(item) {
-                outcomes.push(refused);
-                continue;
-            }
-            let mut text = String::new();
-            let attempt = match self.write(item, &mut text) {
-                Ok(()) => self.send(&item.idempotency_key, text).await,
-                Err(error) => Err(error),
+            let member = match &item.mapped {
+                Some(Err(reason)) => Err(Unsendable::Refuse(reason.clone())),
+                _ => self.api.member(item),
             };
-            match attempt.map(|answer| answer.meaning()) {
-                Ok(Meaning::Applied) => outcomes.push(Outcome::Delivered),
-                Ok(Meaning::Item(outcome)) => outcomes.push(outcome),
-                Ok(Meaning::Refused(reason)) => outcomes.push(Outcome::Rejected(reason)),
-                Ok(Meaning::Pause(outcome)) => {
-                    self.pause(&outcome);
-                    outcomes.push(outcome);
-                    break;
-                }
-                // What went well is reported; the rest meets the trouble again, as the first of its call.
-                Ok(Meaning::Whole(_)) | Err(_) if !outcomes.is_empty() => break,
-                Ok(Meaning::Whole(error)) | Err(error) => return Err(error),
-            }
+            let member = match member {
+                Ok(member) if member.text.len() > limits.item_bytes => Err(Reason {
+                    code: "http.too_large".into(),
+                    message: format!("{} bytes, and the target takes {} of one event", member.text.len(), limits.item_bytes),
+                }),
+                Ok(member) => Ok(member),
+                Err(Unsendable::Refuse(reason)) => Err(reason),
+                Err(Unsendable::Stop(error)) if all.is_empty() => return Err(error),
+                Err(Unsendable::Stop(_)) => break,
+            };
+            all.push(Prepared { item, member });
         }
-        Ok(outcomes)
+        Ok(all)
     }
 
-    async fn list(&mut self, batch: &Batch) -> Result<Vec<Outcome>, SinkError> {
-        let mut texts = Vec::with_capacity(batch.items.len());
-        for item in &batch.items {
-            let mut text = String::new();
-            if unsendable(item).is_none() {
-                self.write(item, &mut text)?;
-            }
-            texts.push(text);
+    /// What of a range is sent, and the key that names it.
+    fn sent<'p>(&self, all: &'p [Prepared<'_>], range: &Range<usize>, limits: Limits) -> (Vec<&'p Member>, Vec<&'p str>, String) {
+        let sent = all[range.clone()].iter().filter_map(|p| Some((p.member.as_ref().ok()?, p.item.idempotency_key.as_str())));
+        let (members, keys): (Vec<&Member>, Vec<&str>) = sent.unzip();
+        let key = match keys[..] {
+            [key] if limits.items == 1 => key.to_owned(),
+            // The same members give the same key and the same bytes, however often and by whom they are sent.
+            _ => idempotency::key(keys.iter().map(|key| key.as_bytes())),
+        };
+        (members, keys, key)
+    }
+
+    async fn send(&self, all: &[Prepared<'_>], range: &Range<usize>, limits: Limits) -> Result<Meaning, SinkError> {
+        let (members, keys, key) = self.sent(all, range, limits);
+        if members.is_empty() {
+            return Ok(Meaning::Applied);
         }
+        let answer = self.api.wire().send(self.api.request(&members, &key, SystemTime::now())?).await?;
+        Ok(self.api.read(&answer, &keys))
+    }
+}
+
+#[async_trait]
+impl<A: Api> Sink for ListSink<A> {
+    /// Whether anything answers.
+    async fn check(&mut self) -> Result<(), SinkError> {
+        self.api.wire().check(self.api.url()).await
+    }
+
+    async fn deliver(&mut self, batch: &Batch) -> Result<Vec<Outcome>, SinkError> {
+        let (api, limits) = (self.api.clone(), self.api.limits());
+        let all = self.prepare(batch, limits)?;
         let begun = Instant::now();
-        let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.items.len());
+        let mut outcomes: Vec<Outcome> = Vec::with_capacity(all.len());
         // Ranges still to be sent, the next one last. Halves replace a list of which something is refused.
-        let whole = 0..batch.items.len();
-        let mut ranges = vec![whole];
+        let mut ranges = lists(&all, limits);
+        ranges.reverse();
+        let mut taken = 0;
         while let Some(range) = ranges.pop() {
-            if !outcomes.is_empty() && (begun.elapsed() >= self.config.timeout || self.is_paused()) {
+            let over = begun.elapsed() >= api.wire().timeout || api.wire().is_paused() || (taken > 0 && api.knows_lists_only());
+            if !outcomes.is_empty() && over {
                 break;
             }
-            let attempt = self.send_list(&batch.items, &texts, &range).await;
-            match attempt.map(|answer| (answer.meaning(), answer)) {
-                Ok((Meaning::Applied, answer)) => {
+            // What was found wanting before anything is sent is said of it, whatever the target says of the others.
+            let said = |outcome: &Outcome| {
+                let of = |p: &Prepared<'_>| p.member.as_ref().err().map_or_else(|| outcome.clone(), |r| Outcome::Rejected(r.clone()));
+                all[range.clone()].iter().map(of).collect::<Vec<_>>()
+            };
+            let sent = all[range.clone()].iter().filter(|p| p.member.is_ok()).count();
+            match self.send(&all, &range, limits).await {
+                Ok(Meaning::Applied) => {
                     self.failed_lists = 0;
-                    outcomes.extend(results(&batch.items[range], answer.body.as_ref()));
+                    taken += usize::from(sent > 0);
+                    outcomes.extend(said(&Outcome::Delivered));
                 }
-                Ok((Meaning::Item(Outcome::Retry(retry)), _)) if range.len() > 1 => {
+                Ok(Meaning::Each(each)) if each.len() == sent => {
+                    self.failed_lists = 0;
+                    taken += 1;
+                    let mut each = each.into_iter();
+                    let of = |p: &Prepared<'_>| match &p.member {
+                        Ok(_) => each.next().unwrap_or(Outcome::Delivered),
+                        Err(reason) => Outcome::Rejected(reason.clone()),
+                    };
+                    outcomes.extend(all[range].iter().map(of));
+                }
+                Ok(Meaning::Each(_)) if !outcomes.is_empty() => break,
+                Ok(Meaning::Each(_)) => return Err(failed("http.no_result", "the answer holds other results than were asked for")),
+                Ok(Meaning::Item(Outcome::Retry(retry))) if range.len() > 1 => {
                     self.failed_lists += 1;
-                    if self.failed_lists > FAILED_LISTS_MAX {
+                    if self.failed_lists > FAILED_LISTS_MAX && !api.knows_lists_only() {
                         ranges.extend(halves(&range));
                     } else if outcomes.is_empty() {
                         return Err(failed(&retry.reason.code, &retry.reason.message));
@@ -160,110 +214,44 @@ impl HttpSink {
                         break;
                     }
                 }
-                Ok((Meaning::Item(outcome), _)) => outcomes.extend(range.map(|_| outcome.clone())),
-                Ok((Meaning::Pause(outcome), _)) => {
-                    self.pause(&outcome);
-                    outcomes.extend(range.map(|_| outcome.clone()));
+                Ok(Meaning::Item(outcome)) => outcomes.extend(said(&outcome)),
+                Ok(Meaning::Pause(outcome)) => {
+                    api.wire().pause(&outcome);
+                    outcomes.extend(said(&outcome));
                     break;
                 }
-                Ok((Meaning::Refused(reason), _)) if range.len() == 1 => outcomes.push(Outcome::Rejected(reason)),
-                Ok((Meaning::Refused(_), _)) => ranges.extend(halves(&range)),
-                Ok((Meaning::Whole(_), _)) | Err(_) if !outcomes.is_empty() => break,
-                Ok((Meaning::Whole(error), _)) | Err(error) => return Err(error),
+                Ok(Meaning::Refused(reason)) if sent == 1 => outcomes.extend(said(&Outcome::Rejected(reason))),
+                Ok(Meaning::Refused(_)) => ranges.extend(halves(&range)),
+                // What went well is reported; the rest meets the trouble again, as the first of its call.
+                Ok(Meaning::Whole(_)) | Err(_) if !outcomes.is_empty() => break,
+                Ok(Meaning::Whole(error)) | Err(error) => return Err(error),
             }
         }
         Ok(outcomes)
     }
+}
 
-    async fn send_list(&self, items: &[Item], texts: &[String], range: &Range<usize>) -> Result<Answer, SinkError> {
-        let texts: Vec<&str> = texts[range.clone()].iter().map(String::as_str).filter(|t| !t.is_empty()).collect();
-        if texts.is_empty() {
-            return Ok(Answer { status: 200, retry_after: None, body: None });
+/// Cuts the items into lists that keep the limits, in order. Deterministic: the same items give the same lists.
+fn lists(all: &[Prepared<'_>], limits: Limits) -> Vec<Range<usize>> {
+    let mut lists = Vec::new();
+    let (mut begin, mut items, mut bytes) = (0, 0, WRAPPING_BYTES);
+    for (n, prepared) in all.iter().enumerate() {
+        let size = prepared.member.as_ref().map_or(0, |member| member.text.len() + 1);
+        if n > begin && (items + 1 > limits.items || bytes.saturating_add(size) > limits.bytes) {
+            lists.push(begin..n);
+            (begin, items, bytes) = (n, 0, WRAPPING_BYTES);
         }
-        // The same members give the same key and the same bytes, however often and by whom they are sent.
-        let key = idempotency::key(items[range.clone()].iter().map(|i| i.idempotency_key.as_bytes()));
-        self.send(&key, format!("{{\"items\":[{}]}}", texts.join(","))).await
+        items += 1;
+        bytes = bytes.saturating_add(size);
     }
+    if begin < all.len() {
+        lists.push(begin..all.len());
+    }
+    lists
 }
 
 /// The halves of a range, the first one last.
 fn halves(range: &Range<usize>) -> [Range<usize>; 2] {
     let middle = range.start + range.len() / 2;
     [middle..range.end, range.start..middle]
-}
-
-/// Outcomes of a list that was taken: by item where the target tells, else all applied.
-fn results(items: &[Item], body: Option<&Value>) -> Vec<Outcome> {
-    let Some(results) = body.and_then(|b| b.get("results")).and_then(Value::as_array) else {
-        return items.iter().map(|i| unsendable(i).unwrap_or(Outcome::Delivered)).collect();
-    };
-    let by_id: HashMap<&str, &Value> = results.iter().filter_map(|r| Some((r.get("id")?.as_str()?, r))).collect();
-    let outcome = |i: &Item| {
-        if let Some(refused) = unsendable(i) {
-            return refused;
-        }
-        let result = by_id.get(i.idempotency_key.as_str());
-        let status = result.and_then(|r| r.get("status")).and_then(Value::as_u64).and_then(|s| u16::try_from(s).ok());
-        match status {
-            Some(status) => item(status, result.and_then(|r| r.get("code"))),
-            None => again(Reason { code: "http.no_result".into(), message: "the answer holds no status for the item".into() }, None),
-        }
-    };
-    items.iter().map(outcome).collect()
-}
-
-/// Why there is nothing to send of an item.
-fn unsendable(item: &Item) -> Option<Outcome> {
-    match &item.mapped {
-        Some(Ok(_)) => None,
-        Some(Err(reason)) => Some(Outcome::Rejected(reason.clone())),
-        None if body::has_table(&item.event) => None,
-        None => Some(Outcome::Rejected(Reason { code: "http.no_table".into(), message: "a logical message belongs to no table".into() })),
-    }
-}
-
-/// Reads an answer up to the bound.
-async fn read(mut response: Response) -> Result<Vec<u8>, SinkError> {
-    let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(|e| unknown(&e))? {
-        if body.len() + piece.len() > ANSWER_MAX {
-            let message = format!("the answer is longer than {ANSWER_MAX} bytes");
-            return Err(SinkError { code: "http.answer_too_long".into(), message, class: Class::Definite, after: None });
-        }
-        body.extend_from_slice(&piece);
-    }
-    Ok(body)
-}
-
-/// No answer, so nothing is known. The library's words may hold the URL, so they are not repeated.
-fn unknown(error: &reqwest::Error) -> SinkError {
-    if error.is_timeout() {
-        failed("http.timeout", "no answer in time")
-    } else if error.is_connect() {
-        failed("http.connect", "no connection")
-    } else if error.is_builder() {
-        SinkError { class: Class::Definite, ..failed("http.request", "the request cannot be made") }
-    } else {
-        failed("http.connection", "the connection broke before the answer was complete")
-    }
-}
-
-fn failed(code: &str, message: &str) -> SinkError {
-    SinkError { code: code.to_owned(), message: message.to_owned(), class: Class::Transient, after: None }
-}
-
-#[async_trait]
-impl Sink for HttpSink {
-    /// Whether anything answers. What it answers says nothing: few targets know OPTIONS.
-    async fn check(&mut self) -> Result<(), SinkError> {
-        let request = self.config.client.request(reqwest::Method::OPTIONS, self.config.url.clone()).timeout(Duration::from_secs(10));
-        request.send().await.map(drop).map_err(|e| unknown(&e))
-    }
-
-    async fn deliver(&mut self, batch: &Batch) -> Result<Vec<Outcome>, SinkError> {
-        match self.config.mode {
-            Mode::Single => self.single(batch).await,
-            Mode::Batch => self.list(batch).await,
-        }
-    }
 }

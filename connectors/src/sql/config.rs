@@ -138,7 +138,7 @@ impl SqlTarget {
             let columns = t.key.iter().chain(&t.columns).cloned().collect();
             (format!("{schema}.{table}"), columns)
         });
-        let plan = SinkPlan { idempotency: Idempotency::Transactional, call_timeout: config.timeout, columns: columns.collect() };
+        let plan = SinkPlan { columns: columns.collect(), ..SinkPlan::new(Idempotency::Transactional, config.timeout) };
         SqlTarget { plan, config: Arc::new(config) }
     }
 }

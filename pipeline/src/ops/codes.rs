@@ -237,6 +237,7 @@ pub const ALL: &[Explanation] = &[
     entry("demo.usage", Usage, "A demo command was used wrongly.", NOTHING_STARTED, "Run it with `--help`."),
     entry("http.key_reused", Bug, "The target knows the event's idempotency key with another body.", "The event becomes a dead letter; what came first under its key stands in the target.", "Usually the map was changed between two attempts: compare what the target holds, then redrive under the old file or discard."),
     entry("http.connect", Unavailable, "The target cannot be reached.", WAITS, "Check host, port, network and certificate."),
+    entry("http.address_refused", Config, "The target's name stands for addresses that are not public: loopback, a private network, a cloud's metadata.", CONNECTOR_STOPS, "If it is meant, write `allow_private: true` into the sink's block, or the network as `allow_private: [10.1.0.0/16]`."),
     entry("http.connection", Unavailable, "The connection to the target was lost during a call.", "Whether the call had its effect is not known; it is repeated under the same keys.", "Nothing, unless it goes on."),
     entry("http.timeout", Unavailable, "The target did not answer in time.", "Whether the call had its effect is not known; it is repeated under the same keys.", "Check the target; raise the sink's timeout if it is merely slow."),
     entry("http.request", Config, "The request could not be built.", CONNECTOR_STOPS, "Check URL and headers of the connector."),
@@ -247,6 +248,16 @@ pub const ALL: &[Explanation] = &[
     entry("jsonl.damaged", Data, "The `.state` file beside a file of JSON lines cannot be read.", CONNECTOR_STOPS, "Bring it back from a backup, or move both files away and begin anew under another connector's name."),
     entry("jsonl.file", Unavailable, "A file of JSON lines cannot be opened, written or synced.", CONNECTOR_STOPS, "See that the directory exists, may be written, and has room."),
     entry("jsonl.held", Locked, "Another process writes this file of JSON lines.", WAITS, "End the other process, or give each its own directory."),
+    entry("http.oauth2", Config, "The token's server gave no token for the client credentials.", "Where someone has to act, the connector stops and keeps its place; else it waits.", "Check `token_url`, `client_id`, `client_secret` and `scope` below `auth.oauth2`."),
+    entry("http.template", Data, "An expression in the sink's URL or headers comes to something that cannot stand there.", "The event becomes a dead letter.", "Mend the expression, then redrive it."),
+    entry("http.too_large", Data, "An event is larger than the target takes.", "The event becomes a dead letter; the others go on.", "Send less of it in the connector's map, then redrive it."),
+    entry("webhook.gone", Data, "The receiver answers 410: it wants no more of these events.", CONNECTOR_STOPS, "Ask the receiver for its new endpoint, or take the connector out of `connectors`."),
+    entry("klaviyo.delete", Data, "A row was deleted, and the connector tells Klaviyo profiles.", "The event becomes a dead letter; the profile stays.", "Write `on_delete: ignore`; erasing a guest is a request of its own in Klaviyo."),
+    entry("klaviyo.field", Data, "What the connector's map makes is not what Klaviyo takes; the message names the field.", "The event becomes a dead letter.", "Mend the map, try it with `tillstream preview`, then redrive. Fields of consent are never sent."),
+    entry("segment.field", Data, "What the connector's map makes is no call of the Segment spec; the message names the field.", "The event becomes a dead letter; Segment itself would have dropped it without a word.", "Mend the map, try it with `tillstream preview`, then redrive."),
+    entry("square.field", Data, "What the connector's map makes is no inventory change of Square's; the message names the field.", "The event becomes a dead letter.", "Mend the map, try it with `tillstream preview`, then redrive."),
+    entry("square.in_future", Data, "A change's `occurred_at` lies ahead of this machine's clock.", "The event becomes a dead letter.", "Set the clocks of the point of sale and of this machine, then redrive."),
+    entry("square.too_old", Data, "A change's `occurred_at` is older than the 24 hours that Square takes.", "The event becomes a dead letter; Square's stock lacks it, unless an attempt whose answer was lost had applied it.", "Send the stock as it is now as one PHYSICAL_COUNT an item and place, then `tillstream dead-letters discard --code square.too_old --reason counted`."),
     entry("http.no_table", Data, "The event has no table, so the sink does not know what to send.", "The event becomes a dead letter.", "Leave `message` out of `from.ops`."),
     entry("http.table_not_listed", Config, "An event's table is not in the sink's list.", "The event becomes a dead letter.", "Add the table to the sink's block, or remove it from `from.tables`."),
     entry("http.column_missing", Data, "The event lacks a column that the sink sends.", "The event becomes a dead letter.", "Publish the column, or leave it out of the sink's list."),
@@ -271,9 +282,9 @@ mod tests {
 
     /// The first words of our codes; a string literal `"<word>.<more>"` in the sources is a code.
     #[rustfmt::skip]
-    const AREAS: [&str; 16] = [
+    const AREAS: [&str; 20] = [
         "config", "usage", "explain", "internal", "capture", "journal", "control", "delivery", "backfill", "admin", "demo", "setup",
-        "connector", "sql", "http", "sandbox",
+        "connector", "sql", "http", "webhook", "klaviyo", "segment", "square", "sandbox",
     ];
 
     fn literals(text: &str, found: &mut Vec<String>) {
