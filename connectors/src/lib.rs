@@ -10,6 +10,7 @@ pub mod idempotency;
 pub mod jsonl;
 pub mod klaviyo;
 pub mod mapping;
+mod own;
 pub mod registry;
 pub mod sandbox;
 pub mod scripted;
