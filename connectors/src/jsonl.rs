@@ -41,6 +41,10 @@ impl Kind for JsonlKind {
         &["dir"]
     }
 
+    fn scaffold(&self) -> Option<crate::scaffold::Scaffold> {
+        Some(crate::scaffold::JSONL)
+    }
+
     fn validate(&self, block: &Value, _mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         let dir = Block::new(block, "", &["dir"], &mut problems).and_then(|block| {

@@ -86,6 +86,10 @@ impl Kind for KlaviyoKind {
         &KEYS
     }
 
+    fn scaffold(&self) -> Option<crate::scaffold::Scaffold> {
+        Some(crate::scaffold::KLAVIYO)
+    }
+
     fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         match read(block, mapped, &mut problems) {

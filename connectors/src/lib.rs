@@ -4,15 +4,16 @@
 //! Nothing here retries, waits, keeps a checkpoint or knows where events come from: that is delivery's, in `tillstream`.
 
 mod block;
+pub mod conformance;
 mod fields;
 pub mod http;
 pub mod idempotency;
 pub mod jsonl;
 pub mod klaviyo;
 pub mod mapping;
-mod own;
 pub mod registry;
 pub mod sandbox;
+pub mod scaffold;
 pub mod scripted;
 pub mod segment;
 pub mod sink;

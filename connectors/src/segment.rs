@@ -55,6 +55,10 @@ impl Kind for SegmentKind {
         &KEYS
     }
 
+    fn scaffold(&self) -> Option<crate::scaffold::Scaffold> {
+        Some(crate::scaffold::SEGMENT)
+    }
+
     fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         match read(block, mapped, &mut problems) {

@@ -76,6 +76,10 @@ impl Kind for SquareKind {
         &KEYS
     }
 
+    fn scaffold(&self) -> Option<crate::scaffold::Scaffold> {
+        Some(crate::scaffold::SQUARE)
+    }
+
     fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         match read(block, mapped, &mut problems) {

@@ -243,8 +243,12 @@ impl Book {
         }
     }
 
-    /// Takes the keys of a request that is worked on; false when another request with one of them is.
+    /// Takes the keys of a request that is worked on; false when another request with one of them is. Targets that keep the first one in silence
+    /// do not look.
     pub(super) fn begin(&mut self, api: &'static str, wish: &Wish) -> bool {
+        if wish.known == Known::FirstCounts {
+            return true;
+        }
         let names: Vec<String> = names(api, wish).collect();
         if names.iter().any(|name| self.in_flight.contains(name)) {
             return false;
@@ -255,6 +259,9 @@ impl Book {
 
     /// Gives the keys back.
     pub(super) fn end(&mut self, api: &'static str, wish: &Wish) {
+        if wish.known == Known::FirstCounts {
+            return;
+        }
         for name in names(api, wish) {
             self.in_flight.remove(&name);
         }

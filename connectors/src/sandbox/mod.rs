@@ -28,6 +28,7 @@ mod memory;
 mod server;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,6 +75,8 @@ pub struct Sandbox {
 #[derive(Debug)]
 struct Shared {
     book: Mutex<Book>,
+    /// Requests that are worked on.
+    working: AtomicUsize,
 }
 
 impl Shared {
@@ -90,7 +93,7 @@ impl Sandbox {
     pub async fn start(listen: SocketAddr, settings: Settings) -> std::io::Result<Sandbox> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared { book: Mutex::new(Book::new(settings)) });
+        let shared = Arc::new(Shared { book: Mutex::new(Book::new(settings)), working: AtomicUsize::new(0) });
         let router: Router = server::router(shared.clone());
         let service = router.into_make_service_with_connect_info::<cut::Line>();
         let server = tokio::spawn(async move { axum::serve(Cuttable(listener), service).await });
@@ -135,6 +138,12 @@ impl Sandbox {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.shared.book().counts()
+    }
+
+    /// Whether it works on nothing: requests that nobody waits for any more are brought to their end too.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.shared.working.load(Ordering::Acquire) == 0
     }
 
     /// Forgets every key, as after the end of the window; effects stay.

@@ -1,6 +1,7 @@
 //! The HTTP side: requests of pretend targets, and the pages below `/sandbox/`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Bytes;
@@ -47,7 +48,13 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
 
 async fn serve(State(served): State<Served>, ConnectInfo(line): ConnectInfo<Line>, headers: HeaderMap, body: Bytes) -> Response {
     // What a target has begun it brings to its end, whether or not anybody still waits for the answer.
-    let work = tokio::spawn(work(served, line, headers, body));
+    served.shared.working.fetch_add(1, Ordering::AcqRel);
+    let work = tokio::spawn(async move {
+        let shared = served.shared.clone();
+        let response = work(served, line, headers, body).await;
+        shared.working.fetch_sub(1, Ordering::AcqRel);
+        response
+    });
     match work.await {
         Ok(response) => response,
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),

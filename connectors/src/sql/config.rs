@@ -53,6 +53,10 @@ impl Kind for SqlKind {
         &KEYS
     }
 
+    fn scaffold(&self) -> Option<crate::scaffold::Scaffold> {
+        Some(crate::scaffold::SQL)
+    }
+
     fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         if mapped {

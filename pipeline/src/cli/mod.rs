@@ -3,6 +3,7 @@
 mod backfill;
 mod backfill_link;
 mod backfill_watch;
+mod connector;
 mod dead_letters;
 mod diff;
 mod doctor;
@@ -116,6 +117,8 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Tell what an error code means, what it does and how to mend it
     Explain(explain::Arguments),
+    #[command(subcommand)]
+    Connector(connector::Command),
     Sandbox(sandbox::Arguments),
     /// The demo: traffic, pretend targets, comparison
     #[command(subcommand)]
@@ -177,7 +180,7 @@ impl Command {
             Command::Doctor(arguments) => arguments.format,
             Command::Plan(arguments) => arguments.format(),
             Command::Apply(arguments) => arguments.format(),
-            Command::Setup(_) | Command::Explain(_) | Command::Sandbox(_) | Command::Demo(_) => Format::Human,
+            Command::Setup(_) | Command::Explain(_) | Command::Connector(_) | Command::Sandbox(_) | Command::Demo(_) => Format::Human,
         }
     }
 }
@@ -200,6 +203,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Setup(arguments) => setup::run(arguments, &registry).await,
         Command::Doctor(arguments) => doctor::run(arguments, &registry).await,
         Command::Explain(arguments) => explain::run(&arguments),
+        Command::Connector(command) => connector::run(command, &registry),
         Command::Sandbox(arguments) => sandbox::run(arguments).await,
         Command::Demo(command) => crate::demo::run(command).await.map_err(|error| {
             eprintln!("error[{}]: {error}", error.code);

@@ -16,7 +16,8 @@ use crate::sandbox::book::{Book, Fate, Known, Part, Wish, digest};
 /// How far a request's time may lie from ours, in seconds: what the libraries of the specification allow.
 const TOLERANCE: u64 = 300;
 
-/// Verifies the signature; `webhook-id` names the request. The events of a CloudEvents batch are known by `source` and `id`.
+/// Verifies the signature; `webhook-id` names the request. Of the events of a CloudEvents batch the first with a `source` and an `id` counts: others may
+/// be taken for repeats.
 pub(super) struct Webhook;
 
 impl Api for Webhook {
@@ -45,7 +46,7 @@ impl Api for Webhook {
             let events = value.as_array().ok_or_else(|| plain_error(400, "not_a_batch", "a batch is a list"))?;
             let key = |event: &Value| Some(format!("{} {}", text(event, "/source")?, text(event, "/id")?));
             let parts = events.iter().map(|event| Part { key: key(event), row: None, state: None, body: event.clone() }).collect();
-            return Ok(Wish { key: None, digest, parts, atomic: true, known: Known::Compared });
+            return Ok(Wish { key: None, digest, parts, atomic: true, known: Known::FirstCounts });
         }
         let part = Part { key: None, row: None, state: None, body: value };
         Ok(Wish { key: Some(id.to_owned()), digest, parts: vec![part], atomic: true, known: Known::Compared })

@@ -1,0 +1,89 @@
+//! `connector new`: a connector file to begin with.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use clap::{Args, Subcommand};
+use tillstream_connectors::registry::Registry;
+use tillstream_connectors::scaffold::{PLACEHOLDER, Secret};
+
+use super::output::{self, End};
+use crate::ops::failure::Failure;
+
+/// Connector files
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    New(New),
+}
+
+/// Writes a connector file of a kind, with tests that pass and what else it needs
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Nothing is overwritten. Then add the file to `connectors` of tillstream.yaml.\n\nExamples:\n  tillstream connector new http --name loyalty\n  tillstream connector new klaviyo --name guests --dir connectors"
+)]
+pub(super) struct New {
+    /// Kind of sink: sql, http, webhook, klaviyo, …
+    #[arg(value_name = "KIND")]
+    kind: String,
+    /// Name of the connector; the kind's when absent
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Where the files go
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+}
+
+pub(super) fn run(command: Command, registry: &Registry) -> Result<(), End> {
+    let Command::New(New { kind, name, dir }) = command;
+    let Some(found) = registry.get(&kind) else {
+        let known = registry.names().join(", ");
+        return Err(Failure::new("usage.arguments", format!("there is no kind of sink `{}`: {known}", output::clean(&kind))).into());
+    };
+    let Some(scaffold) = found.scaffold() else {
+        return Err(Failure::new("connector.no_scaffold", format!("the kind {kind} brings no connector file to begin with")).into());
+    };
+    let name = name.unwrap_or(kind);
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_-".contains(c);
+    if name.is_empty() || name.len() > 40 || !name.chars().all(good) || name.starts_with(['-', '_']) {
+        let why = "the name of a connector has up to 40 small letters, digits, - and _, the first a letter or a digit";
+        return Err(Failure::new("usage.arguments", why.to_owned()).into());
+    }
+    let mut files = vec![("yaml", scaffold.file.replace("NAME", &name), false)];
+    files.extend(scaffold.beside.map(|(end, text)| (end, text.replace("NAME", &name), false)));
+    files.extend(scaffold.secret.map(|secret| ("secret", content(secret), true)));
+    let paths: Vec<PathBuf> = files.iter().map(|(end, ..)| dir.join(format!("{name}.{end}"))).collect();
+    if let Some(there) = paths.iter().find(|path| path.exists()) {
+        return Err(Failure::new("connector.exists", format!("{} is there already", there.display())).into());
+    }
+    let failed = |path: &Path, error: &std::io::Error| Failure::new("connector.write", format!("write {}: {error}", path.display()));
+    std::fs::create_dir_all(&dir).map_err(|error| failed(&dir, &error))?;
+    for (path, (_, text, secret)) in paths.iter().zip(&files) {
+        write(path, text, *secret).map_err(|error| failed(path, &error))?;
+        output::print(path.display())?;
+    }
+    eprintln!("next: tillstream validate --offline {0} && tillstream test {0}", paths[0].display());
+    if scaffold.secret == Some(Secret::Placeholder) {
+        eprintln!("      and write what the target's owner hands out into {}", paths[paths.len() - 1].display());
+    }
+    Ok(())
+}
+
+fn content(secret: Secret) -> String {
+    match secret {
+        Secret::Placeholder => format!("{PLACEHOLDER}\n"),
+        Secret::Webhook => format!("whsec_{}\n", BASE64.encode(rand::random::<[u8; 32]>())),
+    }
+}
+
+/// Writes a new file; a secret for its owner alone.
+fn write(path: &Path, text: &str, secret: bool) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    if secret {
+        options.mode(0o600);
+    }
+    options.open(path)?.write_all(text.as_bytes())
+}
