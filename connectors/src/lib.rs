@@ -11,6 +11,7 @@ pub mod idempotency;
 pub mod jsonl;
 pub mod klaviyo;
 pub mod mapping;
+mod own;
 pub mod registry;
 pub mod sandbox;
 pub mod scaffold;

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::http::HttpKind;
 use crate::jsonl::JsonlKind;
 use crate::klaviyo::KlaviyoKind;
+use crate::own::OwnKind;
 use crate::scaffold::Scaffold;
 use crate::segment::SegmentKind;
 use crate::sink::{Compare, Idempotency, LaneId, OnDelete, Sink};
@@ -25,6 +26,14 @@ pub struct Problem {
     pub message: String,
     /// How to mend it.
     pub help: Option<String>,
+}
+
+impl Problem {
+    /// A problem at a path of the block, told as "`path` message".
+    #[must_use]
+    pub fn new(path: &str, message: &str, help: &str) -> Problem {
+        crate::block::problem(path, message, Some(help.to_owned()))
+    }
 }
 
 /// What a connector wants of each event, known without touching the target.
@@ -111,6 +120,17 @@ impl Registry {
         self.kinds.retain(|k| k.name() != kind.name());
         self.kinds.push(kind);
         self
+    }
+
+    /// Adds a kind of one's own. `read` makes a sink of the block under its key, or says what is wrong there, and touches nothing; each lane gets a copy
+    /// of that sink. `plan` says what keeps a repeat from having two effects, and how long a call may take.
+    #[must_use]
+    pub fn with_sink<S, R>(self, name: &'static str, plan: SinkPlan, read: R) -> Self
+    where
+        S: Sink + Clone + Sync + 'static,
+        R: Fn(&Value) -> Result<S, Vec<Problem>> + Send + Sync + 'static,
+    {
+        self.with(Box::new(OwnKind { name, plan, read }))
     }
 
     /// The kind of this name.

@@ -86,6 +86,14 @@ pub struct Reason {
     pub message: String,
 }
 
+impl Reason {
+    /// A reason with a stable code (dotted, lower-case) and words for people, which hold no value.
+    #[must_use]
+    pub fn new(code: &str, message: &str) -> Reason {
+        Reason { code: code.to_owned(), message: message.to_owned() }
+    }
+}
+
 /// A repeat that the target asked for or a transient failure calls for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Retry {
@@ -107,6 +115,20 @@ pub struct SinkError {
     pub class: Class,
     /// The target's own wish for a pause.
     pub after: Option<Duration>,
+}
+
+impl SinkError {
+    /// The target is away or busy: the call is repeated.
+    #[must_use]
+    pub fn transient(code: &str, message: &str) -> SinkError {
+        SinkError { code: code.to_owned(), message: message.to_owned(), class: Class::Transient, after: None }
+    }
+
+    /// Someone has to act: the connector stops.
+    #[must_use]
+    pub fn definite(code: &str, message: &str) -> SinkError {
+        SinkError { class: Class::Definite, ..SinkError::transient(code, message) }
+    }
 }
 
 /// Whether repeating can help.

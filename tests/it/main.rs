@@ -17,6 +17,7 @@ mod matrix;
 mod model;
 mod mutations;
 mod origin;
+mod own_connector;
 mod pgoutput_writer;
 mod policies;
 mod schema;

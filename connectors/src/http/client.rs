@@ -15,7 +15,7 @@ use super::auth::Auth;
 use super::egress::{Egress, Guard, Refused};
 use crate::block::{Block, problem};
 use crate::registry::Problem;
-use crate::sink::{Class, Outcome, Retry, SinkError};
+use crate::sink::{Outcome, Retry, SinkError};
 
 /// The most of an answer that is read: results of the largest batch fit many times.
 const ANSWER_MAX: usize = 8 << 20;
@@ -220,7 +220,7 @@ pub(crate) async fn read_body(mut response: Response, bytes_max: usize) -> Resul
     while let Some(piece) = response.chunk().await.map_err(|e| unknown(&e))? {
         if body.len() + piece.len() > bytes_max {
             let message = format!("the answer is longer than {bytes_max} bytes");
-            return Err(SinkError { code: "http.answer_too_long".into(), message, class: Class::Definite, after: None });
+            return Err(SinkError::definite("http.answer_too_long", &message));
         }
         body.extend_from_slice(&piece);
     }
@@ -232,21 +232,17 @@ pub(crate) fn unknown(error: &reqwest::Error) -> SinkError {
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
         if error.is::<Refused>() {
-            return SinkError { class: Class::Definite, ..failed("http.address_refused", &error.to_string()) };
+            return SinkError::definite("http.address_refused", &error.to_string());
         }
         cause = error.source();
     }
     if error.is_timeout() {
-        failed("http.timeout", "no answer in time")
+        SinkError::transient("http.timeout", "no answer in time")
     } else if error.is_connect() {
-        failed("http.connect", "no connection")
+        SinkError::transient("http.connect", "no connection")
     } else if error.is_builder() {
-        SinkError { class: Class::Definite, ..failed("http.request", "the request cannot be made") }
+        SinkError::definite("http.request", "the request cannot be made")
     } else {
-        failed("http.connection", "the connection broke before the answer was complete")
+        SinkError::transient("http.connection", "the connection broke before the answer was complete")
     }
-}
-
-pub(crate) fn failed(code: &str, message: &str) -> SinkError {
-    SinkError { code: code.to_owned(), message: message.to_owned(), class: Class::Transient, after: None }
 }

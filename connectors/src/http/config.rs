@@ -11,14 +11,14 @@ use serde_json::Value;
 use super::answer::{Answer, Meaning, again, item};
 use super::auth::{self, secret};
 use super::body::Columns;
-use super::client::{self, Request, Wire, parse_url};
+use super::client::{Request, Wire, parse_url};
 use super::egress::Egress;
 use super::sink::{Api, Limits, ListSink, Member, Unsendable, refuse};
 use super::template::{Collected, Templates, is_template};
 use super::{body, form};
 use crate::block::{Block, accepts_duplicates, names, problem, table_name};
 use crate::registry::{Kind, Problem, SinkPlan, Target};
-use crate::sink::{Class, Idempotency, Item, LaneId, OnDelete, Outcome, Reason, Sink, SinkError};
+use crate::sink::{Idempotency, Item, LaneId, OnDelete, Outcome, Reason, Sink, SinkError};
 
 /// What a request holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,7 +286,8 @@ impl Api for HttpApi {
         let mut headers = self.headers.clone();
         if let Some(header) = &self.idempotency_header {
             let key = if self.is_key_quoted { format!("\"{key}\"") } else { key.to_owned() };
-            let key = HeaderValue::from_str(&key).map_err(|_| client::failed("http.request", "the key cannot be written into a header"))?;
+            let key =
+                HeaderValue::from_str(&key).map_err(|_| SinkError::transient("http.request", "the key cannot be written into a header"))?;
             headers.insert(header.clone(), key);
         }
         let mut url = self.url.clone();
@@ -337,12 +338,7 @@ pub(crate) fn words(item: &Item, tables: &BTreeMap<(String, String), Columns>) -
     }
     let (schema, table) = (item.event.schema().unwrap_or_default(), item.event.table().unwrap_or_default());
     let Some(columns) = tables.get(&(schema.to_owned(), table.to_owned())) else {
-        return Err(Unsendable::Stop(SinkError {
-            code: "http.table_not_listed".into(),
-            message: format!("`columns` lists no table {schema}.{table}"),
-            class: Class::Definite,
-            after: None,
-        }));
+        return Err(Unsendable::Stop(SinkError::definite("http.table_not_listed", &format!("`columns` lists no table {schema}.{table}"))));
     };
     let mut text = String::new();
     body::write(item, columns, &mut text).map_err(Unsendable::Stop)?;

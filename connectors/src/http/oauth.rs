@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 
 use super::answer::{Meaning, meaning};
 use super::auth::secret;
-use super::client::{failed, read_body, read_url, unknown};
+use super::client::{read_body, read_url, unknown};
 use super::egress::Egress;
 use super::form;
 use crate::block::{Block, problem};
@@ -112,9 +112,9 @@ impl OAuth2 {
             Meaning::Refused(reason) => return Err(definite(&reason.message)),
             Meaning::Whole(error) if error.class == Class::Definite => return Err(definite(&error.message)),
             Meaning::Pause(crate::sink::Outcome::Retry(retry)) => {
-                return Err(SinkError { after: retry.after, ..failed("http.oauth2", "the token's server asks for a pause") });
+                return Err(SinkError { after: retry.after, ..SinkError::transient("http.oauth2", "the token's server asks for a pause") });
             }
-            _ => return Err(failed("http.oauth2", "the token's server is away or busy")),
+            _ => return Err(SinkError::transient("http.oauth2", "the token's server is away or busy")),
         }
         let field = |name: &str| body.as_ref().and_then(|b| b.get(name));
         let token = field("access_token").and_then(Value::as_str).and_then(|token| secret(&format!("Bearer {token}")));
@@ -128,5 +128,5 @@ impl OAuth2 {
 
 fn definite(why: &str) -> SinkError {
     let message = format!("no token was given for these client credentials: {why}");
-    SinkError { code: "http.oauth2".into(), message, class: Class::Definite, after: None }
+    SinkError::definite("http.oauth2", &message)
 }

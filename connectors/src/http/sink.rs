@@ -16,7 +16,7 @@ use reqwest::Url;
 use reqwest::header::HeaderMap;
 
 use super::answer::{Answer, Meaning};
-use super::client::{Request, Wire, failed};
+use super::client::{Request, Wire};
 use crate::idempotency;
 use crate::sink::{Batch, Item, Outcome, Reason, Sink, SinkError};
 
@@ -203,13 +203,15 @@ impl<A: Api> Sink for ListSink<A> {
                     outcomes.extend(all[range].iter().map(of));
                 }
                 Ok(Meaning::Each(_)) if !outcomes.is_empty() => break,
-                Ok(Meaning::Each(_)) => return Err(failed("http.no_result", "the answer holds other results than were asked for")),
+                Ok(Meaning::Each(_)) => {
+                    return Err(SinkError::transient("http.no_result", "the answer holds other results than were asked for"));
+                }
                 Ok(Meaning::Item(Outcome::Retry(retry))) if range.len() > 1 => {
                     self.failed_lists += 1;
                     if self.failed_lists > FAILED_LISTS_MAX && !api.knows_lists_only() {
                         ranges.extend(halves(&range));
                     } else if outcomes.is_empty() {
-                        return Err(failed(&retry.reason.code, &retry.reason.message));
+                        return Err(SinkError::transient(&retry.reason.code, &retry.reason.message));
                     } else {
                         break;
                     }

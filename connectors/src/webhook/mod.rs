@@ -31,7 +31,7 @@ use crate::http::egress::Egress;
 use crate::http::sink::{Api, Limits, Member, Unsendable, refuse};
 use crate::http::template::{Collected, Templates};
 use crate::registry::{Kind, Problem, Target};
-use crate::sink::{Class, Idempotency, Item, SinkError};
+use crate::sink::{Idempotency, Item, SinkError};
 
 /// How an event is put into a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,12 +221,7 @@ impl Api for WebhookApi {
     fn read(&self, answer: &Answer, _keys: &[&str]) -> Meaning {
         match answer.status {
             // The receiver wants no more of it: for an operator to end, not for one event after the other to be refused.
-            410 => Meaning::Whole(SinkError {
-                code: "webhook.gone".into(),
-                message: "the receiver says that this endpoint is gone".into(),
-                class: Class::Definite,
-                after: None,
-            }),
+            410 => Meaning::Whole(SinkError::definite("webhook.gone", "the receiver says that this endpoint is gone")),
             _ => answer.meaning(),
         }
     }

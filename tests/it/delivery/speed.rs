@@ -55,7 +55,7 @@ async fn the_rate_of_both_sinks_is_printed() {
     let router = Router::new().route("/v1/events", axum::routing::post(|_: axum::body::Bytes| async { "" }));
     tokio::spawn(async move { axum::serve(listener, router).await });
     for (mode, lanes, items) in [("single", 2, 100), ("single", 8, 100), ("batch", 2, 500)] {
-        let block = json!({"url": url, "mode": mode, "columns": {"public.a": ["id", "qty"]}});
+        let block = json!({"url": url, "allow_private": true, "mode": mode, "columns": {"public.a": ["id", "qty"]}});
         let http = Registry::built_in().get("http").expect("built in").validate(&block, false).expect("valid");
         let mut engagement = connector(&format!("engagement-{mode}-{lanes}"), http);
         engagement.delivery.lanes = std::num::NonZeroU16::new(lanes).expect("not zero");

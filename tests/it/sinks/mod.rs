@@ -141,7 +141,7 @@ pub(super) async fn deliver(sink: &mut Box<dyn Sink>, items: Vec<Item>) -> Resul
 }
 
 /// Outcomes in a word each: `delivered`, `absorbed`, the code of a refusal, `again`, or `pause`.
-pub(super) fn said(outcomes: &[Outcome]) -> Vec<&str> {
+pub(crate) fn said(outcomes: &[Outcome]) -> Vec<&str> {
     let word = |outcome| match outcome {
         &Outcome::Delivered => "delivered",
         Outcome::Absorbed => "absorbed",
