@@ -4,6 +4,7 @@
 //! This crate does no I/O, starts no task and knows no PostgreSQL OID; everything in it is a pure function over bytes,
 //! so that any other program (a test, a reader in another process, a tool) can use it.
 
+pub mod amend;
 pub mod entry;
 pub mod envelope;
 pub mod event_id;

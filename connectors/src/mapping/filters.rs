@@ -11,7 +11,8 @@ use rust_decimal::{Decimal, RoundingStrategy};
 use sha2::{Digest, Sha256};
 
 /// Filters, for suggestions: those of the language that integrations use, and ours.
-pub(super) const FILTERS: [&str; 35] = [
+pub(super) const FILTERS: [&str; 44] = [
+    "chain",
     "abs",
     "default",
     "first",
@@ -47,6 +48,14 @@ pub(super) const FILTERS: [&str; 35] = [
     "business_date",
     "sha256",
     "email",
+    "hmac",
+    "phone",
+    "reference",
+    "ulid",
+    "unit",
+    "uuid5",
+    "with",
+    "valid_at",
 ];
 
 /// Tests, for suggestions.
@@ -54,7 +63,7 @@ pub(super) const TESTS: [&str; 10] =
     ["boolean", "defined", "in", "mapping", "none", "number", "sequence", "startingwith", "string", "undefined"];
 
 /// Every function.
-pub(super) const FUNCTIONS: [&str; 2] = ["changed", "range"];
+pub(super) const FUNCTIONS: [&str; 4] = ["changed", "lookup", "range", "reference"];
 
 /// Adds what is ours and takes away what has no place in a mapping.
 pub(super) fn add(environment: &mut Environment<'_>) {
@@ -79,11 +88,11 @@ pub(super) fn add(environment: &mut Environment<'_>) {
 }
 
 /// A message that names no value: it stands in dead letters.
-fn fails(what: &'static str) -> Error {
+pub(super) fn fails(what: &'static str) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
-fn unless_null<T>(value: &Value, of: impl FnOnce(&str) -> Result<T, Error>) -> Result<Option<T>, Error> {
+pub(super) fn unless_null<T>(value: &Value, of: impl FnOnce(&str) -> Result<T, Error>) -> Result<Option<T>, Error> {
     match value.as_str() {
         _ if value.is_undefined() => Err(ErrorKind::UndefinedError.into()),
         _ if value.is_none() => Ok(None),
@@ -93,7 +102,7 @@ fn unless_null<T>(value: &Value, of: impl FnOnce(&str) -> Result<T, Error>) -> R
 }
 
 /// A number, or a text that is one: PostgreSQL's `numeric` comes as text, because JSON's numbers are not exact everywhere.
-fn number(value: &Value) -> Result<Option<Decimal>, Error> {
+pub(super) fn number(value: &Value) -> Result<Option<Decimal>, Error> {
     let text = match value.as_str() {
         Some(text) => text.trim().to_owned(),
         None if value.is_number() => value.to_string(),

@@ -147,8 +147,10 @@ pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End
         }
         Command::Discard(Discard { request: meant, reason }) => request(meant, Some(&reason), registry).await,
         Command::Diagnose(list) => {
-            let (pipeline, _, state) = read(&list.config, registry).await?;
-            print_diagnoses(&dead_letter::diagnose(&state, &list.choice.wanted(), &pipeline.connectors), list.format)
+            let (pipeline, journal, state) = read(&list.config, registry).await?;
+            let (wanted, source) = (list.choice.wanted(), &pipeline.source.name);
+            let diagnoses = dead_letter::diagnose(&state, &wanted, &pipeline.connectors, source, journal.as_ref()).await;
+            print_diagnoses(&diagnoses.map_err(|error| Failure::new(&error.code(), error.to_string()))?, list.format)
         }
     }
 }

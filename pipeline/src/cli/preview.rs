@@ -1,5 +1,6 @@
 //! `preview`: what a connector would make of events that are stored. A reader of its own; delivers nothing and stores nothing.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use clap::Args;
@@ -10,7 +11,8 @@ use tokio::sync::mpsc;
 
 use super::ConfigFile;
 use super::output::{self, End, Format};
-use super::tap::{self, QUEUE_EVENTS, Shown};
+use super::tap::{self, QUEUE_EVENTS};
+use crate::delivery::DeliveryError;
 use crate::delivery::preview::{Preview, Verdict};
 use crate::journal::{self, From, Log};
 use crate::ops::failure::Failure;
@@ -55,20 +57,42 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
         let what = format!("there is no connector `{}`; the pipeline has {}", output::clean(&arguments.connector), names.join(", "));
         return Err(Failure::new("usage.arguments", what).into());
     };
-    let preview = Preview::new(connector);
+    let source = &pipeline.source.name;
     let journal = journal::open(&pipeline.journal, "tillstream preview")?;
+    let needs_past = Preview::new(connector, source).needs_past();
     let (send, mut receive) = mpsc::channel(QUEUE_EVENTS);
     let mut readers = tokio::task::JoinSet::new();
     for partition in 0..journal.partitions() {
         // An empty log has nothing to wait for.
         let Some(bounds) = journal.bounds(Log::Data(partition)).await? else { continue };
-        readers.spawn(tap::read(Arc::clone(&journal), partition, arguments.from, Some(bounds.last), send.clone()));
+        // What is looked up may stand anywhere before.
+        let from = if needs_past && arguments.from != From::Next { From::First } else { arguments.from };
+        readers.spawn(tap::read(Arc::clone(&journal), partition, from, Some(bounds.last), send.clone()));
     }
     drop(send);
     let mut counts = Counts::default();
+    let mut previews: BTreeMap<u16, Preview> = BTreeMap::new();
     while counts.taken < arguments.limit {
         let Some(shown) = receive.recv().await else { break };
-        print(&arguments, &preview, &shown, &mut counts)?;
+        let event = Event::parse(shown.body.clone())
+            .map_err(|e| Failure::new(e.code(), format!("partition {}, offset {}: {e}", shown.partition, shown.offset.0)))?;
+        let preview = previews.entry(shown.partition).or_insert_with(|| Preview::new(connector, source));
+        let failed = |error: DeliveryError| Failure::new(&error.code(), error.to_string());
+        if matches!(arguments.from, From::Time(ms) if needs_past && shown.stored_at_ms < ms) {
+            preview.pass(event).map_err(failed)?;
+            continue;
+        }
+        for (event, verdict) in preview.of(event).map_err(failed)? {
+            print(&arguments, &event, verdict, &mut counts)?;
+        }
+    }
+    for preview in previews.values_mut() {
+        if counts.taken >= arguments.limit {
+            break;
+        }
+        for (event, verdict) in preview.flush().map_err(|error| Failure::new(&error.code(), error.to_string()))? {
+            print(&arguments, &event, verdict, &mut counts)?;
+        }
     }
     receive.close();
     while let Some(result) = readers.join_next().await {
@@ -87,32 +111,36 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
     Ok(())
 }
 
-fn print(arguments: &Arguments, preview: &Preview, shown: &Shown, counts: &mut Counts) -> Result<(), End> {
-    let event = Event::parse(shown.body.clone())
-        .map_err(|e| Failure::new(e.code(), format!("partition {}, offset {}: {e}", shown.partition, shown.offset.0)))?;
-    let event = Arc::new(event);
-    let (verdict, key, said) = match preview.of(&event) {
+fn print(arguments: &Arguments, event: &Event, verdict: Verdict, counts: &mut Counts) -> Result<(), End> {
+    let items = match verdict {
         Verdict::NotTaken => {
             counts.not_taken += 1;
             return Ok(());
         }
         Verdict::Filtered => {
+            counts.taken += 1;
             counts.filtered += 1;
-            ("filtered", None, Value::Null)
+            return line(arguments, event, "filtered", None, Value::Null);
         }
-        Verdict::Sent(item) => match item.mapped {
-            None => ("whole", Some(item.idempotency_key), Value::Null),
-            Some(Ok(body)) => {
-                let body: Value = serde_json::from_str(&body).unwrap_or_default();
-                ("sent", Some(item.idempotency_key), if arguments.unmask { body } else { masked(body) })
-            }
-            Some(Err(reason)) => {
-                counts.failed += 1;
-                ("fails", Some(item.idempotency_key), Value::from(format!("{}: {}", reason.code, reason.message)))
-            }
-        },
+        Verdict::Sent(items) => items,
     };
     counts.taken += 1;
+    counts.failed += u64::from(items.iter().any(|item| matches!(item.mapped, Some(Err(_)))));
+    for item in items {
+        let (verdict, said) = match item.mapped {
+            None => ("whole", Value::Null),
+            Some(Ok(body)) => {
+                let body: Value = serde_json::from_str(&body).unwrap_or_default();
+                ("sent", if arguments.unmask { body } else { masked(body) })
+            }
+            Some(Err(reason)) => ("fails", Value::from(format!("{}: {}", reason.code, reason.message))),
+        };
+        line(arguments, event, verdict, Some(item.idempotency_key), said)?;
+    }
+    Ok(())
+}
+
+fn line(arguments: &Arguments, event: &Event, verdict: &str, key: Option<String>, said: Value) -> Result<(), End> {
     let table = format!("{}.{}", event.schema().unwrap_or_default(), event.table().unwrap_or_default());
     match arguments.format {
         Format::Json => output::print(json!({

@@ -91,6 +91,8 @@ pub(super) fn parse_from(text: &str) -> Result<From, String> {
 pub(super) struct Shown {
     pub(super) partition: u16,
     pub(super) offset: Offset,
+    /// Milliseconds since the Unix epoch.
+    pub(super) stored_at_ms: i64,
     pub(super) body: Bytes,
 }
 
@@ -189,7 +191,7 @@ async fn forward(filter: &mut Filter, chunk: &Chunk, partition: u16, send: &mpsc
         if let Verdict::Pass(passed) = verdict
             && matches!(passed.header.kind, Kind::Event | Kind::Read)
         {
-            events.push(Shown { partition, offset, body: Bytes::copy_from_slice(passed.body) });
+            events.push(Shown { partition, offset, stored_at_ms: chunk.stored_at_ms, body: Bytes::copy_from_slice(passed.body) });
         }
         Ok::<(), FilterError>(())
     });

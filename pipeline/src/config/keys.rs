@@ -254,9 +254,15 @@ pub(crate) const PIPELINE: [Key; 7] = [
     key("connectors", Type::List(&Type::Path), Optional("nothing is delivered"), "Connector files."),
 ];
 
-const FROM: [Key; 2] = [
+const FROM: [Key; 3] = [
     key("tables", Type::List(&Type::Table), Required("tables: [public.orders]"), "Which tables; each must be in the source's list."),
     key("ops", Type::List(&Type::Choice(&OPS)), Default("[insert, update, delete, truncate, read]"), "Which operations."),
+    key(
+        "before",
+        Type::Choice(&["sent", "kept"]),
+        Default("sent"),
+        "What `before` is where the server sends no old row (replica identity DEFAULT): nothing, or the row's last image, kept in memory from the journal.",
+    ),
 ];
 
 /// Operations a connector may ask for.
@@ -309,7 +315,7 @@ const RETRY: [Key; 4] = [
 ];
 
 /// Keys of a connector file.
-pub(crate) const CONNECTOR: [Key; 10] = [
+pub(crate) const CONNECTOR: [Key; 16] = [
     key("version", Type::Version, Required("version: 1"), "Version of this file format."),
     key("connector", Type::Name, Required("connector: inventory"), "Name; part of idempotency keys, metrics and checkpoints."),
     key("from", Type::Block(&FROM), Required("from: {tables: [public.orders]}"), "What is delivered."),
@@ -327,6 +333,42 @@ pub(crate) const CONNECTOR: [Key; 10] = [
         "An expression that is true for the events to deliver, as `\"{{ row.active }}\"`; `row` is the row after the change, of a deleted one what is known of it.",
     ),
     key(
+        "key",
+        Type::Text,
+        Optional("the row"),
+        "What an output is about, as `\"{{ after.order_id }}\"`: outputs with one key are delivered in order. With `group` it also says which events of a transaction belong together.",
+    ),
+    key(
+        "each",
+        Type::Text,
+        Optional("one output an event"),
+        "An expression for a list: each of its items is an output of its own, and is `item` (and `index`) in `id`, `key` and `map`. Needs `id`.",
+    ),
+    key(
+        "id",
+        Type::Text,
+        Optional("the event's own id"),
+        "Names the business fact that an output states, as `\"sale:{{ key.id }}\"`: the idempotency key is made of it, so that a fact is stated once, whatever event tells it.",
+    ),
+    key(
+        "lookup",
+        Type::Tree,
+        Optional("nothing is looked up"),
+        "Rows of other tables that expressions find, kept in memory from the journal: `item: {table: public.menu_item, by: id}`, then `lookup('item', after.item_id)`. `many: true` finds a list, `missing: none` lets an event pass that finds nothing, `columns` says what to keep.",
+    ),
+    key(
+        "group",
+        Type::Choice(&["transaction"]),
+        Optional("each event is one"),
+        "Makes one event of all those of a transaction (of each `key` in it): `events` is their list. `when` and `key` are asked of each.",
+    ),
+    key(
+        "memory",
+        Type::Size(MIB, TIB),
+        Default("256MiB"),
+        "What rows for `lookup` and `before: kept` may take in each partition, and four times what a transaction may that is one event; the connector stops where it is not enough.",
+    ),
+    key(
         "map",
         Type::Tree,
         Optional("the sink's own form"),
@@ -336,7 +378,7 @@ pub(crate) const CONNECTOR: [Key; 10] = [
         "tests",
         Type::Tree,
         Optional("none"),
-        "What `tillstream test` checks: a list of {name, given: {op, table, after, …}, expect: the JSON, `filtered`, `whole` or {fails: LEAF}}.",
+        "What `tillstream test` checks: a list of {name, given: {op, table, after, …} or a transaction's list of them, lookup: {public.table: [rows]}, expect: the JSON, or with `each` a list of them, `filtered`, `whole` or {fails: LEAF}}.",
     ),
     key("delivery", Type::Block(&DELIVERY), Implied, "How events are grouped and how many are under way."),
     key("retry", Type::Block(&RETRY), Implied, "How failures are repeated."),

@@ -11,6 +11,7 @@
 
 pub mod calendar;
 mod check;
+mod colocation;
 mod document;
 mod keys;
 mod raw;
@@ -291,6 +292,23 @@ pub struct Connector {
     pub delivery: Delivery,
     /// How failures are repeated.
     pub retry: Retry,
+    /// What is kept of the journal for the mapping.
+    pub keep: Keep,
+}
+
+/// What is kept of the journal for a connector's mapping, beside what it looks up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keep {
+    /// Whether an update or a deletion comes with the row's last image where the server sends none.
+    pub images: bool,
+    /// Most bytes of rows, in each partition; of a transaction that is one fact a quarter of it.
+    pub memory: u64,
+}
+
+impl Default for Keep {
+    fn default() -> Self {
+        Keep { images: false, memory: 256 << 20 }
+    }
 }
 
 /// How events are grouped and how many are under way.

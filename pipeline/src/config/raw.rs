@@ -8,19 +8,21 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use sha2::{Digest, Sha256};
-use tillstream_connectors::mapping::{Case, Mapping};
+use tillstream_connectors::mapping::{Case, Definition, Given, Lookup, Mapping};
 use tillstream_connectors::registry::{self, Registry};
+use tillstream_connectors::sink::Idempotency;
 use tillstream_schemas::{HashKey, Op, Policy};
 
 use super::calendar::{Calendar, Hours};
 use super::check::{Block, Checked, Checker, nearest};
+use super::colocation;
 use super::document::{Document, Span};
 use super::keys;
 use super::report::{Code, Problem, Report};
 use super::secrets::Environment;
 use super::tree::{self, Node, Value};
 use super::{
-    Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, Later, LocalJournal, OnDelete, Origin, Pipeline,
+    Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, Keep, Later, LocalJournal, OnDelete, Origin, Pipeline,
     Protect, RabbitJournal, Retention, Retry, Source, SourceTable, Streaming,
 };
 
@@ -202,6 +204,12 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
         return None;
     }
     let journal = journal(top.block("journal")?)?;
+    let apart = connectors.iter().zip(&paths).filter_map(|(connector, (path, _))| colocation::check(connector, path, &tables, &journal));
+    let apart: Vec<Problem> = apart.collect();
+    if !apart.is_empty() {
+        apart.into_iter().for_each(|problem| report.push(problem));
+        return None;
+    }
     let source = source(top.block("source")?, tables, columns, &journal)?;
     let listen = top.block("admin")?.address("listen")?;
     let pipeline = Pipeline {
@@ -432,8 +440,9 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
         wanted.push((schema, table));
     }
     let has_map = top.get("map").is_some();
-    let mapping = mapping(checker, top);
-    let tests = tests(checker, top, &wanted, has_map);
+    let lookups = lookups(checker, top, tables);
+    let mapping = mapping(checker, top, lookups.as_deref().unwrap_or_default());
+    let tests = tests(checker, top, &wanted, has_map, lookups.as_deref().unwrap_or_default());
     let target = top.get("to").and_then(|item| sink(checker, item, registry, &wanted, has_map));
     let (from, (kind, target)) = (from?, target?);
     let ops = from.list("ops").iter().filter_map(|item| if let Checked::Text(text) = &item.value { op(text) } else { None }).collect();
@@ -444,6 +453,10 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
     };
     let (delivery, retry) = (top.block("delivery")?, top.block("retry")?);
     let batch = delivery.block("batch")?;
+    let (lanes, later) = (NonZeroU16::new(delivery.count("lanes")?)?, retry.text("later")?);
+    if let Some(mapping) = mapping.as_ref().and_then(Option::as_ref) {
+        facts(checker, top, mapping, target.plan().idempotency, lanes.get(), &later);
+    }
     Some(Connector {
         name: top.text("connector")?,
         tables: wanted,
@@ -454,7 +467,7 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
         target,
         kind,
         delivery: Delivery {
-            lanes: NonZeroU16::new(delivery.count("lanes")?)?,
+            lanes,
             batch_items_max: batch.count("items")?,
             batch_bytes_max: batch.size("bytes")?,
             linger: batch.duration("linger")?,
@@ -466,8 +479,9 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
             base: retry.duration("base")?,
             max: retry.duration("max")?,
             give_up_after: retry.duration("give_up_after"),
-            later: if retry.text("later")? == "supersede" { Later::Supersede } else { Later::Wait },
+            later: if later == "supersede" { Later::Supersede } else { Later::Wait },
         },
+        keep: Keep { images: from.text("before")? == "kept", memory: top.size("memory")? },
     })
 }
 
@@ -483,16 +497,67 @@ fn op(text: &str) -> Option<Op> {
     })
 }
 
-/// A connector's `when` and `map`, when it has any.
-fn mapping(checker: &mut Checker<'_>, top: &Block) -> Option<Option<Arc<Mapping>>> {
+/// What its `lookup` names; complains of tables that are not captured.
+fn lookups(checker: &mut Checker<'_>, top: &Block, tables: &[SourceTable]) -> Option<Vec<Lookup>> {
+    let Some(item) = top.get("lookup") else { return Some(Vec::new()) };
+    let Checked::Tree { value, node } = &item.value else { return None };
+    match Lookup::read(value) {
+        Ok(lookups) => {
+            for Lookup { name, table: (schema, table), .. } in &lookups {
+                if !tables.is_empty() && !tables.iter().any(|t| t.schema == *schema && t.table == *table) {
+                    let span = locate(node, item.span, &format!("{name}.table")).0;
+                    unknown_table(checker, schema, table, span, tables, "the pipeline's `source.tables`");
+                }
+            }
+            Some(lookups)
+        }
+        Err(problems) => {
+            for problem in problems {
+                place(checker, top, problem);
+            }
+            None
+        }
+    }
+}
+
+/// What does not go together with facts and keys of their own.
+fn facts(checker: &mut Checker<'_>, top: &Block, mapping: &Mapping, idempotency: Idempotency, lanes: u16, later: &str) {
+    let mut refuse = |key: &str, message: &str, help: &str| {
+        let span = top.get(key).map_or_else(|| top.get("to").map(|item| item.span), |item| Some(item.span));
+        if let Some(span) = span {
+            checker.problem(Code::BadMapping, span, message.to_owned(), "here", Some(help.to_owned()));
+        }
+    };
+    if later == "supersede" && (mapping.has_each() || mapping.has_id() || mapping.is_grouped()) {
+        let message = "`later: supersede` leaves out what a newer event replaces, and facts are never replaced";
+        refuse("retry", message, "write `later: wait`, or remove `each`, `id` and `group`");
+    }
+    if idempotency == Idempotency::Transactional && mapping.has_key() && lanes > 1 && !mapping.is_grouped() {
+        let message = "`key` cannot order what this kind of target gets in several lanes: its marks go by rows";
+        refuse("key", message, "write `delivery: {lanes: 1}`, or remove `key`");
+    }
+}
+
+/// A connector's mapping, when it has any.
+fn mapping(checker: &mut Checker<'_>, top: &Block, lookups: &[Lookup]) -> Option<Option<Arc<Mapping>>> {
     let tree = |item: &super::check::Item| {
         if let Checked::Tree { value, node } = &item.value { Some((value.clone(), node.clone())) } else { None }
     };
-    let (when, map) = (top.text("when"), top.get("map").and_then(tree));
-    if when.is_none() && map.is_none() {
+    let (when, key, each, id) = (top.text("when"), top.text("key"), top.text("each"), top.text("id"));
+    let (map, grouped) = (top.get("map").and_then(tree), top.text("group").is_some());
+    if [&when, &key, &each, &id].iter().all(|text| text.is_none()) && map.is_none() && !grouped {
         return Some(None);
     }
-    match Mapping::compile(when.as_deref(), map.as_ref().map(|(value, _)| value)) {
+    let definition = Definition {
+        when: when.as_deref(),
+        key: key.as_deref(),
+        each: each.as_deref(),
+        id: id.as_deref(),
+        map: map.as_ref().map(|(value, _)| value),
+        lookups,
+        grouped,
+    };
+    match Mapping::define(definition) {
         Ok(mapping) => Some(Some(Arc::new(mapping))),
         Err(problems) => {
             for problem in problems {
@@ -503,9 +568,10 @@ fn mapping(checker: &mut Checker<'_>, top: &Block) -> Option<Option<Arc<Mapping>
     }
 }
 
-fn tests(checker: &mut Checker<'_>, top: &Block, tables: &[(String, String)], has_map: bool) -> Option<Vec<Case>> {
+fn tests(checker: &mut Checker<'_>, top: &Block, tables: &[(String, String)], has_map: bool, lookups: &[Lookup]) -> Option<Vec<Case>> {
     let Some(Checked::Tree { value, .. }) = top.get("tests").map(|item| &item.value) else { return Some(Vec::new()) };
-    match Case::read(value, tables, has_map) {
+    let (grouped, several) = (top.text("group").is_some(), top.get("each").is_some());
+    match Case::read(value, &Given { tables, lookups, has_map, grouped, several }) {
         Ok(_) if !has_map && top.get("when").is_none() => {
             let help = Some("add a `when` or a `map`, or remove them".to_owned());
             checker.problem(Code::BadMapping, top.get("tests")?.span, "`tests` have nothing to test".to_owned(), "here", help);

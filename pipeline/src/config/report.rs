@@ -57,6 +57,7 @@ codes! {
     BadSecret => "config.bad_secret",
     BadSink => "config.bad_sink",
     BadMapping => "config.bad_mapping",
+    NotColocated => "config.not_colocated",
 }
 
 impl fmt::Display for Code {

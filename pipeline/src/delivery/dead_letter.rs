@@ -1,15 +1,14 @@
 //! Dead letters as an operator sees them: grouped, shown with their values masked, and asked for again.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use tillstream_schemas::Event;
 
+use super::DeliveryError;
 use super::preview::{Preview, Verdict};
-
 use crate::config::Connector;
 use crate::control::{ControlError, DeadLetter, DeadLetterSettled, Letter, Record, RedriveRequested, Settled, State, Writer, now_ms};
+use crate::journal::Journal;
 
 /// Dead letters of one connector with one code.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -117,6 +116,10 @@ fn mask(event: Value) -> Value {
     let fields = fields.into_iter().map(|(name, value)| match name.as_str() {
         "key" | "before" | "after" => (name, row(value)),
         "content" => (name, masked(&value)),
+        "events" => match value {
+            Value::Array(events) => (name, Value::Array(events.into_iter().map(mask).collect())),
+            other => (name, masked(&other)),
+        },
         _ => (name, value),
     });
     Value::Object(fields.collect())
@@ -200,10 +203,27 @@ pub struct Diagnosis {
     pub example: Option<String>,
 }
 
-/// Tries the present files on the dead letters that are meant, and sends nothing.
-#[must_use]
-pub fn diagnose(state: &State, wanted: &Wanted, connectors: &[Connector]) -> Vec<Diagnosis> {
-    let previews: BTreeMap<&str, Preview> = connectors.iter().map(|c| (c.name.as_str(), Preview::new(c))).collect();
+/// Tries the present files on the dead letters that are meant, and sends nothing. What the files look up is read from the journal, as it is now.
+///
+/// # Errors
+/// Those of the journal, and rows that take too much memory.
+pub async fn diagnose(
+    state: &State,
+    wanted: &Wanted,
+    connectors: &[Connector],
+    source: &str,
+    journal: &dyn Journal,
+) -> Result<Vec<Diagnosis>, DeliveryError> {
+    let mut previews: BTreeMap<(&str, u16), Preview> = BTreeMap::new();
+    for Letter { letter, .. } in select(state, wanted) {
+        let key = (letter.connector.as_str(), letter.partition);
+        let connector = connectors.iter().find(|c| c.name == letter.connector);
+        if let (Some(connector), false) = (connector, previews.contains_key(&key)) {
+            let preview = Preview::new(connector, source);
+            preview.restore(journal, letter.partition).await?;
+            previews.insert(key, preview);
+        }
+    }
     let mut groups: BTreeMap<(&str, &str), Diagnosis> = BTreeMap::new();
     for Letter { letter, .. } in select(state, wanted) {
         let (connector, code) = (letter.connector.as_str(), letter.code.as_str());
@@ -216,20 +236,19 @@ pub fn diagnose(state: &State, wanted: &Wanted, connectors: &[Connector]) -> Vec
             not_taken: 0,
             example: None,
         });
-        let event = letter.event.bytes().and_then(|body| Event::parse(body.into()).ok());
-        match event.zip(previews.get(connector)).map(|(event, preview)| preview.of(&Arc::new(event))) {
+        match previews.get(&(connector, letter.partition)).map(|preview| preview.again(letter)) {
             None | Some(Verdict::NotTaken) => group.not_taken += 1,
             Some(Verdict::Filtered) => group.filtered += 1,
-            Some(Verdict::Sent(item)) => match item.mapped {
-                Some(Err(reason)) => {
+            Some(Verdict::Sent(items)) => match items.into_iter().find_map(|item| item.mapped.and_then(Result::err)) {
+                Some(reason) => {
                     group.fails += 1;
                     group.example.get_or_insert(reason.message);
                 }
-                Some(Ok(_)) | None => group.sent += 1,
+                None => group.sent += 1,
             },
         }
     }
-    groups.into_values().collect()
+    Ok(groups.into_values().collect())
 }
 
 #[cfg(test)]
@@ -242,6 +261,8 @@ mod tests {
             "id": "e1-0/1-0", "op": "update", "schema": "public", "table": "customer",
             "key": {"id": 7}, "before": null, "after": {"id": 7, "name": "Ada", "consent": {"mail": true}, "tags": ["a"], "phone": null},
         });
+        let group = mask(serde_json::json!({"events": [event.clone()]})).to_string();
+        assert!(group.contains("string of 3 characters") && !group.contains("Ada"), "{group}");
         let shown = mask(event).to_string();
         assert!(shown.contains("\"name\":\"string of 3 characters\"") && shown.contains("\"table\":\"customer\""));
         assert!(!shown.contains("Ada") && !shown.contains("mail") && !shown.contains('7'));

@@ -23,8 +23,11 @@ pub mod dead_letter;
 mod events;
 pub mod filter;
 mod gate;
+mod group;
+mod keep;
 mod lane;
 pub mod mark;
+mod outputs;
 mod partition;
 pub mod preview;
 mod queue;
@@ -36,7 +39,9 @@ pub mod switch;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tillstream_connectors::mapping::TablesError;
 use tillstream_connectors::sink::{Class, SinkError};
+use tillstream_schemas::Lsn;
 use tillstream_schemas::envelope::EventError;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -127,6 +132,19 @@ pub enum DeliveryError {
         /// One above the newest entry.
         end: Offset,
     },
+    /// The rows that the mapping looks up cannot be kept.
+    #[error(transparent)]
+    Tables(#[from] TablesError),
+    /// A transaction is larger than a group may be.
+    #[error(
+        "the transaction {transaction} has more than {limit} bytes of events for this connector, which makes a fact of each transaction"
+    )]
+    GroupTooLarge {
+        /// Its commit.
+        transaction: Lsn,
+        /// The limit.
+        limit: usize,
+    },
     /// Nobody follows the control journal any more.
     #[error("the control journal is no longer followed")]
     Ended,
@@ -157,6 +175,8 @@ impl DeliveryError {
             | DeliveryError::Event { .. }
             | DeliveryError::Mark(_)
             | DeliveryError::Regressed { .. }
+            | DeliveryError::Tables(_)
+            | DeliveryError::GroupTooLarge { .. }
             | DeliveryError::Bug => false,
         }
     }
@@ -172,6 +192,8 @@ impl DeliveryError {
             DeliveryError::Sink(e) => e.code.clone(),
             DeliveryError::Mark(_) => "delivery.unknown_mark".into(),
             DeliveryError::Regressed { .. } => "delivery.journal_regressed".into(),
+            DeliveryError::Tables(e) => e.code().into(),
+            DeliveryError::GroupTooLarge { .. } => "delivery.group_too_large".into(),
             DeliveryError::Ended => "delivery.control_ended".into(),
             DeliveryError::NotSettled => "delivery.not_settled".into(),
             DeliveryError::Bug => "delivery.bug".into(),

@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tillstream_connectors::mapping::Fault;
 use tillstream_connectors::sink::{Idempotency, Sink};
 use tillstream_schemas::entry::EntryError;
 use tillstream_schemas::{Kind, Op, Position};
@@ -24,12 +25,15 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::DeliveryError;
-use super::events::{Prepared, Selection, is_versioned};
+use super::events::{Output, Prepared, Selection, is_versioned};
 use super::filter::{Filter, FilterError, Skip, Verdict};
+use super::group::{self, Transaction};
+use super::keep::{Keep, UpTo};
 use super::lane::{FINISH_WITHIN, Floor, Lane, Marking, Order, Report};
 use super::mark::LaneMark;
+use super::outputs::{GROUPS_OUTPUTS_MAX, Outputs};
 use super::queue::{Limits, Origin, Queue, Rejected, Work};
-use super::settlement::{Point, Settlement};
+use super::settlement::{Point, Sequence, Settlement};
 use super::start::{Context, Skipped, from_checkpoint, from_marks};
 use super::stats::{ConnectorState, ConnectorStats, PartitionProgress};
 use crate::control::{self, Body, Checkpoint, ControlError, DeadLetter, DeadLetterSettled, Record, Settled};
@@ -100,6 +104,11 @@ pub(super) async fn run(context: Context) -> Result<(), DeliveryError> {
 struct Partition {
     context: Context,
     selection: Selection,
+    /// Rows kept for the mapping.
+    keep: Option<Keep>,
+    /// A transaction that is to become one event, and has not ended.
+    group: Option<group::Open>,
+    outputs: Outputs,
     filter: Filter,
     settlement: Settlement,
     skipped: Skipped,
@@ -128,6 +137,8 @@ struct Partition {
 /// A dead letter that was sent again.
 struct Redrive {
     letter: Arc<DeadLetter>,
+    /// Its outputs under way.
+    left: usize,
     /// Its outcome is stored (or nothing can be done); it stays here until the control log shows that, or it would be
     /// sent again at once.
     done: bool,
@@ -193,8 +204,13 @@ impl Partition {
         let (reader, filter, from) = context.open(start).await?;
         // Offsets that were settled mean nothing where offsets changed.
         let skipped = if filter.is_rewound() { Skipped::Own(Vec::new()) } else { skipped };
+        let keep = Keep::new(&context.connector);
+        if let Some(keep) = &keep {
+            let up_to = if filter.is_rewound() { UpTo::Position(from.position, from.offset) } else { UpTo::Offset(from.offset) };
+            keep.restore(context.journal.as_ref(), partition, up_to).await?;
+        }
         tracing::info!(connector = name, partition, lease, offset = from.offset.0, "delivery starts");
-        Ok(Some(Partition::with(context, control, lease, sinks, reader, filter, from, skipped)))
+        Ok(Some(Partition::with(context, control, lease, sinks, reader, filter, from, skipped, keep)))
     }
 
     #[allow(clippy::too_many_arguments)] // Called once, above.
@@ -207,6 +223,7 @@ impl Partition {
         filter: Filter,
         from: Point,
         skipped: Skipped,
+        keep: Option<Keep>,
     ) -> Partition {
         let connector = &context.connector;
         let plan = connector.target.plan();
@@ -225,7 +242,7 @@ impl Partition {
         let lanes_count = connector.delivery.lanes.get();
         for sink in sinks {
             // Room for everything that may be under way and a mark: sending never waits.
-            let (order, orders) = mpsc::channel(UNDER_WAY_MAX + REDRIVES_MAX + 2);
+            let (order, orders) = mpsc::channel(2 * (UNDER_WAY_MAX + GROUPS_OUTPUTS_MAX) + REDRIVES_MAX + 2);
             lanes.push(order);
             let lane = Lane {
                 sink,
@@ -245,7 +262,10 @@ impl Partition {
         }
         let now = Instant::now();
         Partition {
-            selection: Selection::new(connector, context.partition),
+            selection: Selection::new(connector, &context.source, context.partition),
+            keep,
+            group: None,
+            outputs: Outputs::default(),
             filter,
             settlement: Settlement::new(from),
             skipped,
@@ -308,6 +328,7 @@ impl Partition {
     fn has_room(&self) -> bool {
         self.barrier.is_none()
             && self.settlement.unsettled() < UNDER_WAY_MAX
+            && self.outputs.under_way() < UNDER_WAY_MAX
             && self.settlement.unsettled_bytes() < UNDER_WAY_BYTES_MAX
             && !self.read_all()
             && !self.is_to_settle()
@@ -361,14 +382,16 @@ impl Partition {
 
     /// Caught up, and nothing under way.
     fn is_done(&mut self) -> bool {
+        // A transaction whose end is not stored yet is left to whoever comes next.
+        let open = usize::from(self.group.as_ref().is_some_and(|group| group.sequence.is_some()));
         if !(self.read_all() || self.is_to_settle())
-            || self.settlement.unsettled() > 0
+            || self.settlement.unsettled() > open
             || self.redrives.values().any(|r| !r.done)
             || self.marking
         {
             return false;
         }
-        if self.transactional && self.marked.1 < self.settlement.reached().offset {
+        if self.transactional && self.marked.1 < self.settlement.checkpoint().offset {
             self.store_mark();
             return false;
         }
@@ -388,16 +411,27 @@ impl Partition {
             };
             let range = next.map_err(|error| FilterError::Malformed { offset, error })?;
             let (stored_at_ms, record) = (walk.chunk.stored_at_ms, &walk.chunk.bytes[range]);
-            let prepared = match self.filter.push(offset, record)? {
+            let (mut prepared, mut ended) = (None, None);
+            match self.filter.push(offset, record)? {
                 Verdict::Pass(passed) if matches!(passed.header.whole, Kind::Event | Kind::Read) => {
-                    let prepared = self.context.shared.prepare(offset.0, passed.header.position, passed.body, stored_at_ms);
-                    Some(prepared.map_err(|error| DeliveryError::Event { offset, error })?)
+                    let read = self.context.shared.prepare(offset.0, passed.header.position, passed.body, stored_at_ms);
+                    prepared = Some(read.map_err(|error| DeliveryError::Event { offset, error })?);
                 }
-                Verdict::Pass(_) => None,
-                Verdict::Skip(Skip::Part | Skip::Fenced | Skip::Repeat | Skip::Foreign) => None,
-            };
+                Verdict::Pass(passed) if passed.header.whole == Kind::End => ended = Some(Transaction::of(passed.header.position)),
+                Verdict::Pass(_) => {}
+                Verdict::Skip(Skip::Part | Skip::Fenced | Skip::Repeat | Skip::Foreign) => {}
+            }
+            if let (Some(keep), Some(event)) = (&self.keep, prepared.take_if(|_| self.keep.is_some())) {
+                prepared = Some(keep.note(event)?);
+            }
             if let Some(prepared) = prepared.filter(|p| self.selection.wants(&p.event)) {
-                self.admit(offset, &prepared);
+                match self.selection.grouped().and(Transaction::of_event(&prepared.event)) {
+                    Some(transaction) => self.join(offset, transaction, prepared)?,
+                    None => self.admit(offset, &prepared),
+                }
+            }
+            if let Some(transaction) = ended {
+                self.end_group(offset, transaction)?;
             }
             // Reading can resume no later than at the first part of a body that is not complete.
             let next = self.filter.open_since().unwrap_or(Offset(offset.0 + 1));
@@ -418,17 +452,108 @@ impl Partition {
             let sequence = self.settlement.admit(offset, prepared.bytes, prepared.committed_at_ms);
             return self.settlement.settle(sequence);
         }
-        let Some(item) = self.selection.item(&prepared.event) else {
+        let outputs = self.selection.outputs(prepared, self.keep.as_ref(), None);
+        if outputs.is_empty() {
             ConnectorStats::add(&self.context.stats.filtered, 1);
             return;
+        }
+        let bytes = outputs.iter().map(|output| output.bytes).sum();
+        let sequence = self.settlement.admit(offset, bytes, prepared.committed_at_ms);
+        self.outputs.expect(sequence, outputs.len());
+        for output in outputs {
+            let (lane, work) = self.work(Origin::Journal(sequence), offset, prepared, output);
+            if barrier {
+                self.barrier = Some(Barrier::Waiting(Box::new(work)));
+            } else {
+                self.order(lane, Order::Work(Box::new(work)));
+            }
+        }
+    }
+
+    fn work(&self, origin: Origin, offset: Offset, prepared: &Prepared, output: Output) -> (usize, Work) {
+        let Output { item, key, lane, bytes } = output;
+        let prepared = Prepared { row: key, bytes, ..prepared.clone() };
+        (self.lane(lane), Work::new(origin, offset, &prepared, item, Instant::now()))
+    }
+
+    /// An event joins the facts of its transaction.
+    fn join(&mut self, offset: Offset, transaction: Transaction, prepared: Prepared) -> Result<(), DeliveryError> {
+        if self.group.as_ref().is_some_and(|open| open.transaction != transaction) {
+            // Its history did not continue: what it was to be nobody knows.
+            let fault = Fault {
+                code: "delivery.group_incomplete",
+                path: "group".to_owned(),
+                what: "the transaction's end never came".to_owned(),
+                detail: None,
+            };
+            self.close_group(offset, Some(fault))?;
+        }
+        let Some(mapping) = self.selection.grouped() else { return Ok(()) };
+        let joins = match mapping.joins(&prepared.event, self.keep.as_ref().map(Keep::tables)) {
+            Ok(None) => {
+                ConnectorStats::add(&self.context.stats.filtered, 1);
+                return Ok(());
+            }
+            Ok(Some(key)) => Ok(key),
+            Err(fault) => Err(fault),
         };
-        let sequence = self.settlement.admit(offset, prepared.bytes, prepared.committed_at_ms);
-        let work = Work::new(Origin::Journal(sequence), offset, prepared, item, Instant::now());
-        if barrier {
-            self.barrier = Some(Barrier::Waiting(Box::new(work)));
-        } else {
+        let mut open = match self.group.take() {
+            Some(open) => open,
+            None => {
+                let sequence = self.settlement.admit(offset, prepared.bytes, prepared.committed_at_ms);
+                // One owner settled the whole transaction, or nothing of it.
+                let settled = self.skipped.in_ledger(offset);
+                if settled {
+                    self.settlement.settle(sequence);
+                }
+                group::Open::new(transaction, (!settled).then_some(sequence))
+            }
+        };
+        let bytes = open.add(joins, prepared);
+        self.group = Some(open);
+        self.group_fits(bytes, transaction)
+    }
+
+    fn group_fits(&self, bytes: usize, transaction: Transaction) -> Result<(), DeliveryError> {
+        let limit = usize::try_from(self.context.connector.keep.memory / 4).unwrap_or(usize::MAX);
+        if bytes > limit { Err(DeliveryError::GroupTooLarge { transaction: transaction.lsn(), limit }) } else { Ok(()) }
+    }
+
+    fn end_group(&mut self, offset: Offset, transaction: Transaction) -> Result<(), DeliveryError> {
+        match &self.group {
+            Some(open) if open.transaction == transaction => self.close_group(offset, None),
+            _ => Ok(()),
+        }
+    }
+
+    /// A transaction is over: its groups become outputs, all at the offset at hand, behind which every event of theirs lies.
+    fn close_group(&mut self, offset: Offset, incomplete: Option<Fault>) -> Result<(), DeliveryError> {
+        let Some(open) = self.group.take() else { return Ok(()) };
+        let (transaction, Some(sequence)) = (open.transaction, open.sequence) else { return Ok(()) };
+        let lane = transaction.lane();
+        if self.transactional && self.skipped.in_lane(offset, self.lane(lane)) {
+            self.settlement.settle(sequence);
+            return Ok(());
+        }
+        let (groups, fault) = open.close().map_err(|error| DeliveryError::Event { offset, error })?;
+        let fault = incomplete.or(fault);
+        let (mut works, mut bytes) = (Vec::new(), 0);
+        for group in groups {
+            for output in self.selection.group(&group, None, lane, fault.as_ref(), self.keep.as_ref()) {
+                bytes += output.bytes;
+                works.push(self.work(Origin::Journal(sequence), offset, &group.prepared, output));
+            }
+            self.group_fits(if works.len() > GROUPS_OUTPUTS_MAX { usize::MAX } else { bytes }, transaction)?;
+        }
+        if works.is_empty() {
+            ConnectorStats::add(&self.context.stats.filtered, 1);
+            self.settlement.settle(sequence);
+        }
+        self.outputs.expect(sequence, works.len());
+        for (lane, work) in works {
             self.order(lane, Order::Work(Box::new(work)));
         }
+        Ok(())
     }
 
     fn lane(&self, row: u64) -> usize {
@@ -479,8 +604,12 @@ impl Partition {
         ConnectorStats::add(&stats.rejected, rejected.len());
         for letter in rejected {
             match letter.origin {
-                Origin::Journal(sequence) => self.settlement.settle(sequence),
-                Origin::Redrive(letter) => self.redriven(&letter),
+                Origin::Journal(sequence) => self.settled(sequence),
+                // The event as a whole could not be mapped, and one of its outputs has a letter of its own now.
+                Origin::Redrive(before) if self.selection.letter_id(&letter.item) != before.event_id => {
+                    self.settle(Origin::Redrive(before)).await?;
+                }
+                Origin::Redrive(letter) => drop(self.redriven(&letter)),
             }
         }
         self.floor.set(self.settlement.checkpoint());
@@ -491,15 +620,27 @@ impl Partition {
         Ok(())
     }
 
-    fn redriven(&mut self, letter: &DeadLetter) {
-        if let Some(redrive) = self.redrives.get_mut(&letter.event_id) {
-            redrive.done = true;
+    /// One output of a dead letter is through; whether it was the last.
+    fn redriven(&mut self, letter: &DeadLetter) -> bool {
+        let Some(redrive) = self.redrives.get_mut(&letter.event_id) else { return true };
+        redrive.left = redrive.left.saturating_sub(1);
+        redrive.done |= redrive.left == 0;
+        redrive.left == 0
+    }
+
+    fn settled(&mut self, sequence: Sequence) {
+        if self.outputs.settle(sequence) {
+            self.settlement.settle(sequence);
         }
     }
 
     async fn settle(&mut self, origin: Origin) -> Result<(), DeliveryError> {
         match origin {
-            Origin::Journal(sequence) => self.settlement.settle(sequence),
+            Origin::Journal(sequence) => self.settled(sequence),
+            // Its other outputs are under way.
+            Origin::Redrive(letter) if self.redrives.get(&letter.event_id).is_some_and(|redrive| redrive.left > 1) => {
+                self.redriven(&letter);
+            }
             Origin::Redrive(letter) => {
                 let settled = DeadLetterSettled {
                     connector: letter.connector.clone(),
@@ -551,7 +692,7 @@ impl Partition {
             connector: self.context.connector.name.clone(),
             partition: self.context.partition,
             offset: rejected.offset,
-            event_id: event.id().to_owned(),
+            event_id: self.selection.letter_id(&rejected.item),
             event: Body::new(event.body()),
             code: rejected.reason.code.clone(),
             message: rejected.reason.message.clone(),
@@ -590,7 +731,8 @@ impl Partition {
         let (mut orders, mut unwanted) = (Vec::new(), Vec::new());
         for letter in asked {
             let letter = &letter.letter;
-            if self.redrives.len() >= REDRIVES_MAX {
+            let under_way: usize = self.redrives.values().map(|redrive| redrive.left).sum();
+            if self.redrives.len() >= REDRIVES_MAX || under_way >= REDRIVES_MAX {
                 break;
             }
             if self.redrives.contains_key(&letter.event_id) {
@@ -604,26 +746,26 @@ impl Partition {
                     code = "delivery.redrive_impossible",
                     "the dead letter holds no event"
                 );
-                self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), done: true });
+                self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), left: 0, done: true });
                 continue;
             };
-            let Some(mut item) = self.selection.item(&prepared.event) else {
+            let outputs = self.selection.again(&prepared, self.keep.as_ref(), &letter.event_id, &letter.idempotency_key);
+            if outputs.is_empty() || outputs.len() > GROUPS_OUTPUTS_MAX {
                 unwanted.push(letter.clone());
                 continue;
-            };
-            item.idempotency_key.clone_from(&letter.idempotency_key);
-            item.version = letter.version;
-            let lane = self.lane(prepared.row);
-            let work = Work::new(Origin::Redrive(letter.clone()), letter.offset, &prepared, item, Instant::now());
-            self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), done: false });
-            orders.push((lane, work));
+            }
+            self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), left: outputs.len(), done: false });
+            for (prepared, mut output) in outputs {
+                output.item.version = letter.version;
+                orders.push(self.work(Origin::Redrive(letter.clone()), letter.offset, &prepared, output));
+            }
         }
         for (lane, work) in orders {
             self.order(lane, Order::Work(Box::new(work)));
         }
         // The connector's `when` does not want them any more: there is nothing to send.
         for letter in unwanted {
-            self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), done: false });
+            self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), left: 1, done: false });
             self.settle(Origin::Redrive(letter)).await?;
         }
         Ok(())

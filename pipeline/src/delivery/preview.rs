@@ -1,43 +1,124 @@
-//! What a connector would make of an event, without a sink.
+//! What a connector would make of the events of one partition, without a sink.
 
 use std::sync::Arc;
 
 use tillstream_connectors::sink::Item;
 use tillstream_schemas::Event;
 
-use super::events::Selection;
+use super::DeliveryError;
+use super::events::{Output, Prepared, Selection};
+use super::group::{Open, Transaction};
+use super::keep::{Keep, UpTo};
+use super::settlement::Sequence;
 use crate::config;
+use crate::control::DeadLetter;
+use crate::journal::{Journal, Log, Offset};
 
-/// A connector's choice and mapping.
+/// A connector's choice and mapping, and what they need of the events before.
 #[derive(Debug)]
-pub struct Preview(Selection);
+pub struct Preview {
+    selection: Selection,
+    keep: Option<Keep>,
+    group: Option<Open>,
+}
 
 /// What becomes of an event.
 #[derive(Debug)]
 pub enum Verdict {
     /// Another table or operation than the connector takes.
     NotTaken,
-    /// The connector's `when` says no.
+    /// The connector's `when` says no, or `each` finds nothing.
     Filtered,
-    /// It goes to the sink: `mapped` holds the JSON, or why there is none.
-    Sent(Box<Item>),
+    /// It goes to the sink: `mapped` of each item holds the JSON, or why there is none.
+    Sent(Vec<Item>),
 }
 
 impl Preview {
-    /// Of this connector.
+    /// Of this connector, whose source has this name.
     #[must_use]
-    pub fn new(connector: &config::Connector) -> Preview {
+    pub fn new(connector: &config::Connector, source: &str) -> Preview {
         // Truncates stand in every partition and are told of the first.
-        Preview(Selection::new(connector, 0))
+        Preview { selection: Selection::new(connector, source, 0), keep: Keep::new(connector), group: None }
     }
 
-    /// What becomes of this event.
+    /// Whether events can be told only by whoever has seen those before.
     #[must_use]
-    pub fn of(&self, event: &Arc<Event>) -> Verdict {
-        match self.0.wants(event).then(|| self.0.item(event)) {
-            None => Verdict::NotTaken,
-            Some(None) => Verdict::Filtered,
-            Some(Some(item)) => Verdict::Sent(Box::new(item)),
+    pub fn needs_past(&self) -> bool {
+        self.keep.is_some()
+    }
+
+    /// Brings back what everything in a partition amounts to now.
+    ///
+    /// # Errors
+    /// Those of the journal, and rows that take too much memory.
+    pub async fn restore(&self, journal: &dyn Journal, partition: u16) -> Result<(), DeliveryError> {
+        let Some(keep) = &self.keep else { return Ok(()) };
+        let end = journal.bounds(Log::Data(partition)).await?.map_or(Offset(0), |bounds| Offset(bounds.last.0 + 1));
+        keep.restore(journal, partition, UpTo::Offset(end)).await
+    }
+
+    /// Takes in an event of which nothing is asked.
+    ///
+    /// # Errors
+    /// Rows that take too much memory.
+    pub fn pass(&self, event: Event) -> Result<(), DeliveryError> {
+        match &self.keep {
+            Some(keep) => keep.note(Prepared::of(event)).map(drop),
+            None => Ok(()),
         }
     }
+
+    /// What becomes of this event; of one that joins the facts of its transaction once the next transaction has begun. Events come in their order.
+    ///
+    /// # Errors
+    /// Rows that take too much memory.
+    pub fn of(&mut self, event: Event) -> Result<Vec<(Arc<Event>, Verdict)>, DeliveryError> {
+        let mut prepared = Prepared::of(event);
+        if let Some(keep) = &self.keep {
+            prepared = keep.note(prepared)?;
+        }
+        let event = prepared.event.clone();
+        if !self.selection.wants(&event) {
+            return Ok(vec![(event, Verdict::NotTaken)]);
+        }
+        let Some((mapping, transaction)) = self.selection.grouped().zip(Transaction::of_event(&event)) else {
+            let outputs = self.selection.outputs(&prepared, self.keep.as_ref(), None);
+            return Ok(vec![(event, verdict(outputs))]);
+        };
+        let joins = match mapping.joins(&event, self.keep.as_ref().map(Keep::tables)) {
+            Ok(None) => return Ok(vec![(event, Verdict::Filtered)]),
+            Ok(Some(key)) => Ok(key),
+            Err(fault) => Err(fault),
+        };
+        let before = if self.group.as_ref().is_some_and(|open| open.transaction != transaction) { self.flush()? } else { Vec::new() };
+        self.group.get_or_insert_with(|| Open::new(transaction, Some(Sequence(0)))).add(joins, prepared);
+        Ok(before)
+    }
+
+    /// What becomes of the transaction that was read last.
+    ///
+    /// # Errors
+    /// An event that cannot be read again.
+    pub fn flush(&mut self) -> Result<Vec<(Arc<Event>, Verdict)>, DeliveryError> {
+        let Some(open) = self.group.take() else { return Ok(Vec::new()) };
+        let (groups, fault) = open.close().map_err(|_| DeliveryError::Bug)?;
+        let of = |group: super::group::Group| {
+            let outputs = self.selection.group(&group, None, 0, fault.as_ref(), self.keep.as_ref());
+            (group.prepared.event, verdict(outputs))
+        };
+        Ok(groups.into_iter().map(of).collect())
+    }
+
+    /// What would become of a dead letter if it were sent again now.
+    #[must_use]
+    pub fn again(&self, letter: &DeadLetter) -> Verdict {
+        let event = letter.event.bytes().and_then(|body| Prepared::parse(&body, letter.first_at_ms).ok());
+        let Some(prepared) = event.filter(|prepared| self.selection.wants(&prepared.event)) else { return Verdict::NotTaken };
+        let again = self.selection.again(&prepared, self.keep.as_ref(), &letter.event_id, &letter.idempotency_key);
+        verdict(again.into_iter().map(|(_, output)| output).collect())
+    }
+}
+
+fn verdict(outputs: Vec<Output>) -> Verdict {
+    if outputs.is_empty() { Verdict::Filtered } else { Verdict::Sent(outputs.into_iter().map(|output| output.item).collect()) }
 }

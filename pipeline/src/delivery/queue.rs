@@ -10,7 +10,7 @@
 //! of a row is enough (`later: supersede`), an event takes the place of the one that waits, in the same place of the queue,
 //! so that a row which changes all the time is not put off for ever. Pure: time is handed in.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use tillstream_connectors::sink::{Item, Outcome, Reason};
@@ -48,6 +48,13 @@ pub(super) struct Head {
     pub(super) committed_at_ms: i64,
     arrived: Instant,
     tries: Tries,
+}
+
+impl Head {
+    /// Whether it comes from the journal now.
+    fn is_read(&self) -> bool {
+        matches!(self.origin, Origin::Journal(_))
+    }
 }
 
 /// The attempts at one event.
@@ -270,7 +277,7 @@ impl Queue {
     fn take(&mut self, items_max: usize) -> Vec<Work> {
         let mut batch: Vec<Work> = Vec::with_capacity(items_max.min(self.ready.len()));
         let mut bytes = 0;
-        let mut keys = HashSet::new();
+        let mut keys: HashMap<u64, Offset> = HashMap::new();
         while let Some(front) = self.ready.front() {
             let (key, len) = (front.head.key, front.head.bytes);
             if self.held.contains_key(&key) {
@@ -280,8 +287,15 @@ impl Queue {
                 }
                 continue;
             }
-            let full = batch.len() == items_max || (!batch.is_empty() && bytes + len > self.limits.bytes_max);
-            if full || (self.limits.one_per_key && !keys.insert(key)) {
+            // A lane's mark says how far it went by offsets alone, so the outputs of one event are not parted.
+            let offset = front.head.offset;
+            let joins = !self.limits.one_per_key && batch.last().is_some_and(|w| w.head.offset == offset && w.head.is_read());
+            let full = batch.len() >= items_max || (!batch.is_empty() && bytes + len > self.limits.bytes_max);
+            if full && !joins {
+                break;
+            }
+            // Those of one event have no order among each other.
+            if self.limits.one_per_key && *keys.entry(key).or_insert(offset) != offset {
                 break;
             }
             bytes += len;

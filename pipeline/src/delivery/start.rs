@@ -62,13 +62,20 @@ pub(super) enum Skipped {
 impl Skipped {
     /// Whether the event at this offset is, in this lane.
     pub(super) fn has(&self, offset: Offset, lane: usize) -> bool {
-        match self {
-            Skipped::Ledger(ranges) => {
-                let after = ranges.partition_point(|(first, _)| *first <= offset.0);
-                after > 0 && ranges[after - 1].1 >= offset.0
-            }
-            Skipped::Own(own) => own.get(lane).is_some_and(|own| offset < *own),
-        }
+        self.in_ledger(offset) || self.in_lane(offset, lane)
+    }
+
+    /// Whether a ledger has the event at this offset.
+    pub(super) fn in_ledger(&self, offset: Offset) -> bool {
+        let Skipped::Ledger(ranges) = self else { return false };
+        let after = ranges.partition_point(|(first, _)| *first <= offset.0);
+        after > 0 && ranges[after - 1].1 >= offset.0
+    }
+
+    /// Whether the lane's own mark covers the event at this offset.
+    pub(super) fn in_lane(&self, offset: Offset, lane: usize) -> bool {
+        let Skipped::Own(own) = self else { return false };
+        own.get(lane).is_some_and(|own| offset < *own)
     }
 
     /// The ranges of a ledger from `reached` on, rising.

@@ -344,14 +344,22 @@ impl Process {
 
 /// What a pipeline's backfills need to know of it.
 pub(crate) fn backfill_settings(pipeline: &Pipeline) -> backfill::Settings {
-    let takes_reads = |c: &&crate::config::Connector| c.ops.contains(&tillstream_schemas::Op::Read);
-    let connector = |c: &crate::config::Connector| (c.name.clone(), c.tables.iter().map(|(s, t)| format!("{s}.{t}")).collect());
+    // Rows are delivered, or kept for look-ups, or both.
+    let connector = |c: &crate::config::Connector| {
+        let delivered = c.ops.contains(&tillstream_schemas::Op::Read) || c.keep.images;
+        let own = c.tables.iter().filter(|_| delivered);
+        let looked_up = c.mapping.iter().flat_map(|m| m.lookups()).map(|lookup| &lookup.table);
+        let mut tables: Vec<String> = own.chain(looked_up).map(|(s, t)| format!("{s}.{t}")).collect();
+        tables.sort();
+        tables.dedup();
+        (c.name.clone(), tables)
+    };
     backfill::Settings {
         source: pipeline.source.clone(),
         pipeline: pipeline.name.clone(),
         protect: pipeline.protect.clone(),
         changed_at: pipeline.changed_at.clone(),
-        connectors: pipeline.connectors.iter().filter(takes_reads).map(connector).collect(),
+        connectors: pipeline.connectors.iter().map(connector).filter(|(_, tables): &(String, Vec<String>)| !tables.is_empty()).collect(),
     }
 }
 

@@ -48,7 +48,7 @@ impl Api {
         self.seen.lock().expect("sound").applied.clone()
     }
 
-    fn requests(&self) -> usize {
+    pub(super) fn requests(&self) -> usize {
         self.seen.lock().expect("sound").requests
     }
 

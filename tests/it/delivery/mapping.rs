@@ -71,13 +71,13 @@ async fn an_event_that_cannot_be_mapped_is_parked_and_a_mended_map_redrives_it()
         let mapping =
             Mapping::compile(Some("{{ after.qty != 6 }}"), Some(&json!({"id": "{{ idempotency_key }}", "points": "{{ after.qty }}"})));
         let mended = Connector { mapping: Some(Arc::new(mapping.expect("sound"))), ..loyalty(&url, mode, json!({})) };
-        let would = |connector: &Connector| {
-            let all = dead_letter::diagnose(&state, &Wanted::default(), std::slice::from_ref(connector));
-            all.iter().map(|d| (d.sent, d.filtered, d.fails, d.not_taken)).collect::<Vec<_>>()
+        let would = async |connector: &Connector| {
+            let all = dead_letter::diagnose(&state, &Wanted::default(), std::slice::from_ref(connector), "pos", journal.as_ref()).await;
+            all.expect("diagnosed").iter().map(|d| (d.sent, d.filtered, d.fails, d.not_taken)).collect::<Vec<_>>()
         };
-        assert_eq!(would(&loyalty(&url, mode, broken)), [(0, 0, 2, 0)]);
-        assert_eq!(would(&mended), [(1, 1, 0, 0)]);
-        assert_eq!(would(&Connector { ops: vec![tillstream_schemas::Op::Delete], ..mended.clone() }), [(0, 0, 0, 2)]);
+        assert_eq!(would(&loyalty(&url, mode, broken)).await, [(0, 0, 2, 0)]);
+        assert_eq!(would(&mended).await, [(1, 1, 0, 0)]);
+        assert_eq!(would(&Connector { ops: vec![tillstream_schemas::Op::Delete], ..mended.clone() }).await, [(0, 0, 0, 2)]);
         let mut operator = Writer::take_operator(journal.clone(), "test", "pos", &state, "test").await.expect("takes over");
         dead_letter::redrive(&mut operator, &state, &Wanted::default(), "test").await.expect("asks");
         let stats = catch_up(&journal, vec![mended]).await.expect("catches up");

@@ -1,6 +1,7 @@
 //! Delivery against scripted and real sinks.
 
 mod apply;
+mod facts;
 mod http;
 mod jsonl;
 mod mapping;
@@ -8,3 +9,4 @@ mod pos;
 mod runtime;
 mod speed;
 mod sql;
+mod stock;

@@ -94,26 +94,56 @@ impl Capture {
 
     /// As [`Self::commit`], without waiting.
     pub(super) async fn write(&mut self, partition: u16, changes: &[Change]) {
-        self.write_unchanged(partition, changes, &[], usize::MAX).await;
+        self.write_unchanged(partition, changes, &[]).await;
     }
 
     /// As [`Self::commit`], in two batches, the second after the first is stored.
     pub(super) async fn commit_in_halves(&mut self, partition: u16, changes: &[Change]) {
-        self.write_unchanged(partition, changes, &[], changes.len() / 2).await;
-        self.writer.flush().await.expect("stores");
+        match changes.split_at(changes.len() / 2) {
+            ([], all) => self.commit(partition, all).await,
+            (first, second) => {
+                let begun = self.begin(partition, first).await;
+                self.end(partition, begun, second).await;
+            }
+        }
     }
 
     /// As [`Self::commit`], with columns whose large values the server did not send.
     pub(super) async fn commit_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str]) {
-        self.write_unchanged(partition, changes, unchanged, usize::MAX).await;
+        self.write_unchanged(partition, changes, unchanged).await;
         self.writer.flush().await.expect("stores");
     }
 
-    async fn write_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str], first: usize) {
-        let unchanged = serde_json::json!(unchanged);
+    async fn write_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str]) {
         self.lsn += 0x100;
         let mut batch = BatchBuffer::default();
-        for (n, change) in (0u32..).zip(changes) {
+        self.push(&mut batch, partition, 0, changes, unchanged);
+        self.push_end(&mut batch, partition);
+        self.append(partition, &batch).await;
+    }
+
+    /// Stores the beginning of a transaction, and answers how many changes it has so far.
+    pub(super) async fn begin(&mut self, partition: u16, changes: &[Change]) -> u32 {
+        self.lsn += 0x100;
+        let mut batch = BatchBuffer::default();
+        self.push(&mut batch, partition, 0, changes, &[]);
+        self.append(partition, &batch).await;
+        self.flush().await;
+        changes.len() as u32
+    }
+
+    /// Stores the rest of it and its end.
+    pub(super) async fn end(&mut self, partition: u16, begun: u32, changes: &[Change]) {
+        let mut batch = BatchBuffer::default();
+        self.push(&mut batch, partition, begun, changes, &[]);
+        self.push_end(&mut batch, partition);
+        self.append(partition, &batch).await;
+        self.flush().await;
+    }
+
+    fn push(&mut self, batch: &mut BatchBuffer, partition: u16, from: u32, changes: &[Change], unchanged: &[&str]) {
+        let unchanged = serde_json::json!(unchanged);
+        for (n, change) in (from..).zip(changes) {
             let position = Position::new(1, Lsn(self.lsn), n);
             let Change { op, table, key, after } = change;
             let after = after.as_deref().unwrap_or("null");
@@ -124,16 +154,13 @@ impl Capture {
             );
             batch.push(&self.header(Kind::Event, partition, position), body.as_bytes());
             self.prev[usize::from(partition)] = position;
-            if n as usize + 1 == first {
-                self.append(partition, &batch).await;
-                self.writer.flush().await.expect("stores");
-                batch = BatchBuffer::default();
-            }
         }
+    }
+
+    fn push_end(&mut self, batch: &mut BatchBuffer, partition: u16) {
         let end = Position::end(1, Lsn(self.lsn));
         batch.push(&self.header(Kind::End, partition, end), b"{}");
         self.prev[usize::from(partition)] = end;
-        self.append(partition, &batch).await;
     }
 
     /// Pretends that the entry before the next one was lost.
@@ -168,6 +195,7 @@ pub(super) fn connector(name: &str, target: Arc<dyn Target>) -> Connector {
             timeout: None,
         },
         retry: Retry { base: Duration::from_millis(2), max: Duration::from_millis(20), give_up_after: None, later: Later::Wait },
+        keep: config::Keep::default(),
     }
 }
 
