@@ -329,7 +329,12 @@ impl Event {
     }
 
     fn find<'e>(&'e self, fields: Option<&'e Vec<Field>>, name: &str) -> Option<&'e str> {
-        fields?.iter().find(|f| self.text(&f.name) == name).map(|f| self.slice(f.value))
+        // By bytes: looking at each name as a text would check its encoding again.
+        let is = |text: &Text| match text {
+            Text::At(span) => self.body.get(span.start as usize..span.end as usize) == Some(name.as_bytes()),
+            Text::Owned(text) => **text == *name,
+        };
+        fields?.iter().find(|f| is(&f.name)).map(|f| self.slice(f.value))
     }
 }
 

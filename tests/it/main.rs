@@ -1,5 +1,9 @@
 //! Every integration test of Tillstream, in one binary: `tests/run.sh` starts what it needs and runs it.
 
+// As the program has it, so that what is measured here is what it does.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod backfill;
 mod cases;
 mod cli;

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::compare::SqlCompare;
-use super::connect::Address;
+use super::dialect::Database;
 use super::sink::SqlSink;
+use super::{mysql, postgres, sqlite};
 use crate::block::{Block, names, problem, table_name};
 use crate::registry::{Kind, Problem, SinkPlan, Target};
 use crate::sink::{Compare, Idempotency, LaneId, OnDelete, Sink};
@@ -28,13 +28,31 @@ pub(super) struct Table {
 /// A checked block.
 #[derive(Debug)]
 pub(super) struct SqlConfig {
-    pub(super) address: Address,
+    pub(super) database: Box<dyn Database>,
     /// By (schema, table) of the source.
     pub(super) tables: BTreeMap<(String, String), Table>,
     /// Whether missing parts of our own (mark table, two columns) are created.
     pub(super) create: bool,
     /// Longest time of one statement.
     pub(super) timeout: Duration,
+}
+
+impl SqlConfig {
+    /// Which of the layouts is this source table's.
+    pub(super) fn index(&self, schema: &str, table: &str) -> Option<usize> {
+        // A handful at most; the names are compared without making them texts of their own.
+        self.tables.keys().position(|(s, t)| t == table && s == schema)
+    }
+}
+
+/// The database that a URL's scheme names. The error says what is wrong with which part and repeats no value.
+fn database(url: &str) -> Result<Box<dyn Database>, String> {
+    match url.split_once(':').map_or("", |(scheme, _)| scheme) {
+        "postgres" | "postgresql" => Ok(Box::new(postgres::Address::parse(url)?)),
+        "mysql" | "mariadb" => Ok(Box::new(mysql::Address::parse(url)?)),
+        "sqlite" => Ok(Box::new(sqlite::Address::parse(url)?)),
+        _ => Err("must begin with postgres://, mysql://, mariadb:// or sqlite:".into()),
+    }
 }
 
 /// The kind `sql`.
@@ -74,8 +92,8 @@ impl Kind for SqlKind {
 fn read(value: &Value, problems: &mut Vec<Problem>) -> Option<SqlConfig> {
     let block = Block::new(value, "", &KEYS, problems)?;
     let url = block.text("url", Some("url: postgres://inventory@db.example/inventory"), problems);
-    let address = url.and_then(|url| match Address::parse(url) {
-        Ok(address) => Some(address),
+    let database = url.and_then(|url| match database(url) {
+        Ok(database) => Some(database),
         Err(why) => {
             problems.push(problem("url", &why, None));
             None
@@ -96,7 +114,7 @@ fn read(value: &Value, problems: &mut Vec<Problem>) -> Option<SqlConfig> {
     let create = block.flag("create", false, problems);
     let bounds = (Duration::from_millis(100), Duration::from_secs(600));
     let timeout = block.duration("timeout", Duration::from_secs(30), bounds, problems);
-    Some(SqlConfig { address: address?, tables, create, timeout })
+    Some(SqlConfig { database: database?, tables, create, timeout })
 }
 
 fn read_table(name: &str, value: &Value, path: &str, problems: &mut Vec<Problem>) -> Option<Table> {
@@ -157,7 +175,7 @@ impl Target for SqlTarget {
     }
 
     fn compare(&self) -> Option<Box<dyn Compare>> {
-        Some(Box::new(SqlCompare::new(self.config.clone())))
+        Some(self.config.database.compare(self.config.clone()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! A value of an event as the text that PostgreSQL casts to the column's type.
+//! A value of an event as the text from which a database makes the column's value.
 
 use std::borrow::Cow;
 
@@ -15,6 +15,16 @@ pub(super) enum Form {
     Json,
     /// Base64 becomes hexadecimal.
     Bytes,
+    /// Base64, which the statement takes apart.
+    Base64,
+    /// A column of numbers that takes truth values as 1 and 0.
+    Number,
+    /// As [`Form::Number`], and nothing but whole numbers: of a key that is looked up as one.
+    Whole,
+    /// As [`Form::Number`], of a column that keeps fifteen digits of what is no whole number of 64 bits.
+    Rounded,
+    /// A moment in UTC, without the letters that RFC 3339 puts into it.
+    Moment,
     /// A JSON array becomes an array literal; of bytea elements likewise.
     Array {
         /// Whether the elements are json or jsonb.
@@ -33,6 +43,21 @@ pub(super) fn text(raw: &str, form: Form) -> Result<Option<Cow<'_, str>>, &'stat
         Form::Json => Ok(Some(Cow::Borrowed(raw))),
         Form::Text => plain(raw).map(Some),
         Form::Bytes => bytes(raw).map(|text| Some(Cow::Owned(text))),
+        Form::Base64 => {
+            let text = plain(raw)?;
+            BASE64.decode(text.as_bytes()).map_err(|_| "not base64")?;
+            Ok(Some(text))
+        }
+        Form::Number => number(raw).map(Some),
+        Form::Whole => {
+            let text = number(raw)?;
+            if text.parse::<i128>().is_err() { Err("not a whole number") } else { Ok(Some(text)) }
+        }
+        Form::Rounded => {
+            let text = number(raw)?;
+            if is_kept(&text) { Ok(Some(text)) } else { Err("the column would round it: declare it as TEXT") }
+        }
+        Form::Moment => moment(plain(raw)?).map(Some),
         Form::Array { json, bytes } => match serde_json::from_str::<Value>(raw) {
             Ok(Value::Array(items)) => {
                 let mut out = String::with_capacity(raw.len() + 8);
@@ -55,6 +80,34 @@ fn plain(raw: &str) -> Result<Cow<'_, str>, &'static str> {
         Some(inner) if !inner.contains('\\') => Ok(Cow::Borrowed(inner)),
         _ => serde_json::from_str::<String>(raw).map(Cow::Owned).map_err(|_| "not a text"),
     }
+}
+
+fn number(raw: &str) -> Result<Cow<'_, str>, &'static str> {
+    match raw {
+        "true" => Ok(Cow::Borrowed("1")),
+        "false" => Ok(Cow::Borrowed("0")),
+        _ => plain(raw),
+    }
+}
+
+/// Whether SQLite's columns of numbers keep it: a whole number of 64 bits, at most fifteen digits, or no number at all.
+fn is_kept(text: &str) -> bool {
+    let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
+    let digits = mantissa.bytes().filter(u8::is_ascii_digit).skip_while(|b| *b == b'0').count();
+    digits <= 15 || text.parse::<i64>().is_ok() || text.parse::<f64>().is_err()
+}
+
+/// `2026-11-22T10:00:00.5Z` as `2026-11-22 10:00:00.5`, in UTC whatever the offset; other texts as they stand.
+fn moment(text: Cow<'_, str>) -> Result<Cow<'_, str>, &'static str> {
+    let Some((date, time)) = text.split_once('T') else { return Ok(text) };
+    if let Some(time) = time.strip_suffix('Z') {
+        return Ok(Cow::Owned(format!("{date} {time}")));
+    }
+    if !time.contains(['+', '-']) {
+        return Ok(Cow::Owned(format!("{date} {time}")));
+    }
+    let moment: jiff::Timestamp = text.parse().map_err(|_| "not a moment")?;
+    Ok(Cow::Owned(jiff::tz::Offset::UTC.to_datetime(moment).strftime("%Y-%m-%d %H:%M:%S%.f").to_string()))
 }
 
 fn bytes(raw: &str) -> Result<String, &'static str> {
@@ -133,6 +186,23 @@ mod tests {
         ] {
             assert_eq!(text(raw, form), Ok(expected.map(Cow::from)), "{raw}");
         }
+        for (raw, form, expected) in [
+            ("true", Form::Number, "1"),
+            ("false", Form::Whole, "0"),
+            ("-12", Form::Whole, "-12"),
+            (r#""AAH/""#, Form::Base64, "AAH/"),
+            (r#""123456789012.345""#, Form::Rounded, "123456789012.345"),
+            ("9223372036854775807", Form::Rounded, "9223372036854775807"),
+            (r#""2026-11-22T10:00:00.123456Z""#, Form::Moment, "2026-11-22 10:00:00.123456"),
+            (r#""2026-11-22T10:00:00""#, Form::Moment, "2026-11-22 10:00:00"),
+            (r#""2026-11-22T10:00:00.5+02:00""#, Form::Moment, "2026-11-22 08:00:00.5"),
+            (r#""2026-11-22""#, Form::Moment, "2026-11-22"),
+        ] {
+            assert_eq!(text(raw, form), Ok(Some(expected.into())), "{raw}");
+        }
+        assert!(text(r#""123456789012.3456""#, Form::Rounded).is_err());
+        assert!(text(r#""1a""#, Form::Whole).is_err());
+        assert!(text(r#""!""#, Form::Base64).is_err());
         assert!(text(r#""!""#, Form::Bytes).is_err());
         assert!(text("7", array).is_err());
     }

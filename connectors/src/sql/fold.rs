@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
 
 use tillstream_schemas::Position;
 
@@ -50,16 +51,35 @@ pub(super) enum Translated<'a> {
 /// The newest state of a row within a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Row<'a> {
-    pub(super) key: Vec<Cow<'a, str>>,
-    pub(super) change: Change<'a>,
+    pub(super) key: &'a [Cow<'a, str>],
+    pub(super) change: Cow<'a, Change<'a>>,
     pub(super) version: Position,
+    /// The first item of the batch that it stands for, and the others.
+    first: usize,
+    others: Vec<usize>,
+}
+
+impl Row<'_> {
     /// Which items of the batch it stands for.
-    pub(super) members: Vec<usize>,
+    pub(super) fn members(&self) -> impl Iterator<Item = usize> {
+        std::iter::once(self.first).chain(self.others.iter().copied())
+    }
+
+    /// The text to write into a column; `None` for NULL, and for a column that has no value.
+    pub(super) fn value(&self, column: usize) -> Option<&str> {
+        match &*self.change {
+            Change::Write(cells) => match cells.get(column) {
+                Some(Cell::Value(value)) => value.as_deref(),
+                Some(Cell::Unchanged) | None => None,
+            },
+            Change::Delete => None,
+        }
+    }
 }
 
 /// What is written together: rows of one table that take the same statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Step<'a> {
+pub(super) enum Part<'a> {
     /// Distinct rows.
     Rows {
         /// Index of the target table.
@@ -80,69 +100,86 @@ pub(super) enum Step<'a> {
     },
 }
 
-/// Folds items (index and translation, in order) into steps.
-pub(super) fn fold<'a>(items: &[(usize, Translated<'a>)]) -> Vec<Step<'a>> {
-    let mut steps = Vec::new();
+/// Folds items (index and translation, in order) into parts.
+pub(super) fn fold<'a>(items: &'a [(usize, Translated<'a>)]) -> Vec<Part<'a>> {
+    let mut parts = Vec::new();
     let mut open = Open::default();
     for (member, item) in items {
         match item {
             Translated::Truncate { table, version } => {
-                std::mem::take(&mut open).close(&mut steps);
-                steps.push(Step::Truncate { table: *table, version: *version, member: *member });
+                std::mem::take(&mut open).close(&mut parts);
+                parts.push(Part::Truncate { table: *table, version: *version, member: *member });
             }
             Translated::Row { table, key, change, version } => open.add(*table, key, change, *version, *member),
         }
     }
-    open.close(&mut steps);
-    steps
+    open.close(&mut parts);
+    parts
 }
 
 /// Rows since the last truncate.
 #[derive(Default)]
 struct Open<'a> {
     rows: Vec<(usize, Row<'a>)>,
-    index: HashMap<(usize, Vec<Cow<'a, str>>), usize>,
+    /// Hashes of tables and keys, each raised by one until it is free, to indexes of `rows`.
+    index: HashMap<u64, usize>,
+    hasher: RandomState,
 }
 
 impl<'a> Open<'a> {
-    fn add(&mut self, table: usize, key: &[Cow<'a, str>], change: &Change<'a>, version: Position, member: usize) {
-        let at = *self.index.entry((table, key.to_vec())).or_insert(self.rows.len());
+    fn add(&mut self, table: usize, key: &'a [Cow<'a, str>], change: &'a Change<'a>, version: Position, member: usize) {
+        let mut hash = self.hasher.hash_one((table, key));
+        let at = loop {
+            let at = *self.index.entry(hash).or_insert(self.rows.len());
+            match self.rows.get(at) {
+                Some((other, row)) if (*other, row.key) != (table, key) => hash = hash.wrapping_add(1),
+                _ => break at,
+            }
+        };
         let Some((_, row)) = self.rows.get_mut(at) else {
-            self.rows.push((table, Row { key: key.to_vec(), change: change.clone(), version, members: vec![member] }));
+            self.rows.push((table, Row { key, change: Cow::Borrowed(change), version, first: member, others: Vec::new() }));
             return;
         };
-        row.members.push(member);
+        row.others.push(member);
         if version <= row.version {
             return;
         }
         row.version = version;
-        let mut change = change.clone();
-        if let (Change::Write(cells), Change::Write(before)) = (&mut change, &row.change) {
+        let mut change = Cow::Borrowed(change);
+        if let (Change::Write(cells), Change::Write(before)) = (&*change, &*row.change)
+            && cells.contains(&Cell::Unchanged)
+        {
             // What this change left alone has the value that the one before it wrote.
-            for (cell, before) in cells.iter_mut().zip(before) {
-                if *cell == Cell::Unchanged {
-                    cell.clone_from(before);
-                }
-            }
+            let merged = cells.iter().zip(before).map(|(cell, before)| if *cell == Cell::Unchanged { before } else { cell });
+            change = Cow::Owned(Change::Write(merged.cloned().collect()));
         }
         row.change = change;
     }
 
-    fn close(self, steps: &mut Vec<Step<'a>>) {
-        let first = steps.len();
+    fn close(self, parts: &mut Vec<Part<'a>>) {
+        let first = parts.len();
+        let room = self.rows.len();
         for (table, row) in self.rows {
-            let shape = match &row.change {
-                Change::Write(cells) => Some(cells.iter().map(|c| *c != Cell::Unchanged).collect::<Vec<_>>()),
-                Change::Delete => None,
+            let has = |present: &Option<Vec<bool>>| match (&*row.change, present) {
+                (Change::Write(cells), Some(present)) => cells.iter().map(|c| *c != Cell::Unchanged).eq(present.iter().copied()),
+                (Change::Delete, None) => true,
+                _ => false,
             };
-            let found = steps[first..].iter_mut().find_map(|step| match step {
-                Step::Rows { table: t, present, rows } if *t == table && *present == shape => Some(rows),
+            let found = parts[first..].iter_mut().find_map(|part| match part {
+                Part::Rows { table: t, present, rows } if *t == table && has(present) => Some(rows),
                 _ => None,
             });
-            match found {
-                Some(rows) => rows.push(row),
-                None => steps.push(Step::Rows { table, present: shape, rows: vec![row] }),
+            if let Some(rows) = found {
+                rows.push(row);
+                continue;
             }
+            let present = match &*row.change {
+                Change::Write(cells) => Some(cells.iter().map(|c| *c != Cell::Unchanged).collect()),
+                Change::Delete => None,
+            };
+            let mut rows = Vec::with_capacity(room);
+            rows.push(row);
+            parts.push(Part::Rows { table, present, rows });
         }
     }
 }
@@ -165,17 +202,17 @@ mod tests {
         Translated::Row { table: 0, key: vec![key.into()], change: Change::Delete, version: at(lsn) }
     }
 
-    /// Each step in a word.
+    /// Each part in a word.
     fn check(items: Vec<Translated<'static>>, expected: &[&str]) {
         let items: Vec<_> = items.into_iter().enumerate().collect();
         let shown: Vec<String> = fold(&items)
             .iter()
-            .map(|step| match step {
-                Step::Truncate { member, .. } => format!("truncate {member}"),
-                Step::Rows { rows, .. } => rows
+            .map(|part| match part {
+                Part::Truncate { member, .. } => format!("truncate {member}"),
+                Part::Rows { rows, .. } => rows
                     .iter()
                     .map(|row| {
-                        let change = match &row.change {
+                        let change = match &*row.change {
                             Change::Delete => "gone".to_owned(),
                             Change::Write(cells) => {
                                 let cell = |c: &Cell<'_>| match c {
@@ -185,7 +222,7 @@ mod tests {
                                 cells.iter().map(cell).collect::<Vec<_>>().join("/")
                             }
                         };
-                        format!("{}={change}@{:X}{:?}", row.key[0], row.version.commit_lsn.0, row.members)
+                        format!("{}={change}@{:X}{:?}", row.key[0], row.version.commit_lsn.0, row.members().collect::<Vec<_>>())
                     })
                     .collect::<Vec<_>>()
                     .join(" "),

@@ -9,4 +9,5 @@ mod pos;
 mod runtime;
 mod speed;
 mod sql;
+mod sql_dialects;
 mod stock;

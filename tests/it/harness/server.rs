@@ -262,6 +262,73 @@ pub(crate) struct RabbitMq {
     shared: bool,
 }
 
+/// A private MariaDB.
+#[derive(Debug)]
+pub(crate) struct MariaDb {
+    dir: PathBuf,
+    url: String,
+    shared: bool,
+}
+
+impl MariaDb {
+    /// The one that all tests share: never stop it, take a database of your own.
+    pub(crate) async fn shared() -> &'static MariaDb {
+        static SHARED: OnceCell<MariaDb> = OnceCell::const_new();
+        SHARED
+            .get_or_init(|| async {
+                tokio::task::spawn_blocking(|| {
+                    let dir = target().join("tests").join("mariadb");
+                    start_shared("mariadb.sh", &dir);
+                    MariaDb::at(dir, true)
+                })
+                .await
+                .expect("the script does not panic")
+            })
+            .await
+    }
+
+    /// One of its own, which offers TLS with the files that `certify` puts into the directory (`ca.pem`, `cert.pem`, `key.pem`).
+    pub(crate) async fn private(name: &str, certify: impl FnOnce(&Path) + Send + 'static) -> MariaDb {
+        let dir = scratch(name).join("mariadb");
+        tokio::task::spawn_blocking(move || {
+            let tls = dir.join("tls");
+            std::fs::create_dir_all(&tls).expect("target/ can be written");
+            certify(&tls);
+            script("mariadb.sh", &["start", &dir.to_string_lossy()], &[]);
+            MariaDb::at(dir, false)
+        })
+        .await
+        .expect("the script does not panic")
+    }
+
+    fn at(dir: PathBuf, shared: bool) -> MariaDb {
+        let url = script("mariadb.sh", &["url", &dir.to_string_lossy()], &[]);
+        MariaDb { dir, url, shared }
+    }
+
+    /// A URL of the superuser for a database.
+    pub(crate) fn url(&self, database: &str) -> String {
+        format!("{}/{database}", self.url.trim_end_matches("/mysql"))
+    }
+
+    /// Stops, kills, starts: `stop`, `kill9`, `start`.
+    pub(crate) async fn control(&self, command: &'static str) {
+        assert!(!self.shared, "a shared server stays up");
+        let dir = self.dir.clone();
+        tokio::task::spawn_blocking(move || script("mariadb.sh", &[command, &dir.to_string_lossy()], &[]))
+            .await
+            .expect("the script does not panic");
+    }
+}
+
+impl Drop for MariaDb {
+    fn drop(&mut self) {
+        if !self.shared {
+            script("mariadb.sh", &["destroy", &self.dir.to_string_lossy()], &[]);
+        }
+    }
+}
+
 impl RabbitMq {
     /// The one that all tests share: never stop it, name your streams after the test.
     pub(crate) async fn shared() -> &'static RabbitMq {

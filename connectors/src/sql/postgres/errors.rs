@@ -3,27 +3,12 @@
 use tokio_postgres::Error;
 use tokio_postgres::error::{DbError, SqlState};
 
+use super::super::dialect::Failure;
 use crate::sink::{Class, Reason, SinkError};
-
-/// What to do about a failed statement.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// The row will never be taken.
-    Row(Reason),
-    /// The row conflicts with another row that may be on its way in another lane (a parent, a unique value).
-    Conflict(Reason),
-    /// Nothing to do with one row.
-    Whole(SinkError),
-}
 
 /// An error that is no row's fault.
 pub(super) fn classify(error: &Error) -> SinkError {
-    match failure(error) {
-        Failure::Whole(error) => error,
-        Failure::Row(reason) | Failure::Conflict(reason) => {
-            SinkError { code: reason.code, message: reason.message, class: Class::Definite, after: None }
-        }
-    }
+    failure(error).whole()
 }
 
 /// What a statement's error means.

@@ -1,9 +1,10 @@
 //! The SQL that writes rows. Pure.
 //!
-//! Every statement takes one text array per column and one of versions, and answers the ordinals (from 1) of the rows
-//! it wrote; the others had this version or a newer one already.
+//! Every statement takes one array per column, of the column's own type, and one of versions. All but [`upsert`] answer the ordinals (from 1) of the
+//! rows that they wrote; the others had this version or a newer one already.
 
-use super::layout::{Column, Layout};
+use super::super::convert::Form;
+use super::super::dialect::{Column, Layout};
 
 /// Name of the table of marks, found by the role's search path.
 pub(super) const MARKS: &str = "tillstream_mark";
@@ -24,12 +25,25 @@ pub(super) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// `u`: the parameters as rows, columns `k0…`, `c0…`, `v` and the ordinal `n`.
-fn parameters(keys: usize, present: &[usize]) -> String {
-    let names: Vec<String> = (0..keys).map(|n| format!("k{n}")).chain(present.iter().map(|n| format!("c{n}"))).collect();
-    let arrays: Vec<String> = (1..=names.len() + 1).map(|n| format!("${n}::text[]")).collect();
-    let comma = if names.is_empty() { "" } else { ", " };
-    format!("u AS (SELECT * FROM unnest({}) WITH ORDINALITY AS u({}{comma}v, n))", arrays.join(", "), names.join(", "))
+/// Names and arrays of the parameters as rows: `k0…`, `c0…` and `v`. An array of arrays can not be taken apart again, so those go as texts.
+fn arrays(layout: &Layout, present: &[usize]) -> (String, String) {
+    let keys = layout.keys.iter().enumerate().map(|(n, c)| (format!("k{n}"), c));
+    let columns = present.iter().map(|n| (format!("c{n}"), &layout.columns[*n]));
+    let (mut names, mut arrays) = (Vec::new(), Vec::new());
+    for (name, column) in keys.chain(columns) {
+        names.push(name);
+        let kind = if matches!(column.form, Form::Array { .. }) { "text" } else { &column.cast };
+        arrays.push(format!("${}::{kind}[]", names.len()));
+    }
+    names.push("v".to_owned());
+    arrays.push(format!("${}::text[]", names.len()));
+    (names.join(", "), arrays.join(", "))
+}
+
+/// `u`: the parameters as rows and the ordinal `n`.
+fn parameters(layout: &Layout, present: &[usize]) -> String {
+    let (names, arrays) = arrays(layout, present);
+    format!("u AS (SELECT * FROM unnest({arrays}) WITH ORDINALITY AS u({names}, n))")
 }
 
 /// `t.k = u.k` over the key.
@@ -40,21 +54,37 @@ fn same_key(keys: &[Column], left: &str) -> String {
 
 const OLDER: &str = "(t._version IS NULL OR t._version COLLATE \"C\" < u.v COLLATE \"C\")";
 
-/// Inserts or updates rows whose every column has a value.
+/// Inserts or updates rows whose every column has a value. Its count tells how many were written.
 pub(super) fn upsert(layout: &Layout) -> String {
     let all: Vec<usize> = (0..layout.columns.len()).collect();
-    let (names, values) = names_and_values(layout, &all);
+    let (names, arrays) = arrays(layout, &all);
+    format!("{} FROM unnest({arrays}) AS u({names}){}", insert(layout, &all), on_conflict(layout))
+}
+
+/// As [`upsert`], and answers which were written: for a third more of the server's time.
+pub(super) fn upsert_telling(layout: &Layout) -> String {
+    let all: Vec<usize> = (0..layout.columns.len()).collect();
+    format!(
+        "WITH {}, w AS ({} FROM u{} RETURNING {}) SELECT u.n FROM u JOIN w ON {}",
+        parameters(layout, &all),
+        insert(layout, &all),
+        on_conflict(layout),
+        returned_keys(layout),
+        same_key(&layout.keys, "w"),
+    )
+}
+
+fn insert(layout: &Layout, present: &[usize]) -> String {
+    let (names, values) = names_and_values(layout, present);
+    format!("INSERT INTO {} AS t ({names}, _version, _deleted) SELECT {values}, u.v, false", layout.target)
+}
+
+fn on_conflict(layout: &Layout) -> String {
     let keys = layout.keys.iter().map(|k| k.quoted.as_str()).collect::<Vec<_>>().join(", ");
     let set: String = layout.columns.iter().map(|c| format!("{0} = excluded.{0}, ", c.quoted)).collect();
     format!(
-        "WITH {}, w AS (INSERT INTO {} AS t ({names}, _version, _deleted) SELECT {values}, u.v, false FROM u \
-         ON CONFLICT ({keys}) DO UPDATE SET {set}_version = excluded._version, _deleted = false \
-         WHERE t._version IS NULL OR t._version COLLATE \"C\" < excluded._version COLLATE \"C\" RETURNING {}) \
-         SELECT u.n FROM u JOIN w ON {}",
-        parameters(layout.keys.len(), &all),
-        layout.target,
-        returned_keys(layout),
-        same_key(&layout.keys, "w"),
+        " ON CONFLICT ({keys}) DO UPDATE SET {set}_version = excluded._version, _deleted = false \
+         WHERE t._version IS NULL OR t._version COLLATE \"C\" < excluded._version COLLATE \"C\""
     )
 }
 
@@ -78,7 +108,7 @@ fn write_existing(layout: &Layout, present: &[usize], set: &str, deleted: bool, 
     let target = &layout.target;
     let mut sql = format!(
         "WITH {}, w AS (UPDATE {target} AS t SET {set}_version = u.v, _deleted = {deleted} FROM u WHERE {} AND {OLDER} RETURNING u.n)",
-        parameters(layout.keys.len(), present),
+        parameters(layout, present),
         same_key(&layout.keys, "t"),
     );
     match insert {
@@ -101,7 +131,7 @@ fn write_existing(layout: &Layout, present: &[usize], set: &str, deleted: bool, 
 pub(super) fn delete(layout: &Layout) -> String {
     format!(
         "WITH {} DELETE FROM {} AS t USING u WHERE {} AND {OLDER} RETURNING u.n",
-        parameters(layout.keys.len(), &[]),
+        parameters(layout, &[]),
         layout.target,
         same_key(&layout.keys, "t")
     )

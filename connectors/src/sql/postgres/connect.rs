@@ -2,19 +2,16 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use tokio::task::JoinHandle;
 use tokio_postgres::config::Host;
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::super::tls;
 use super::errors::classify;
-use crate::sink::{Class, SinkError};
+use crate::sink::SinkError;
 
 /// A host that does not answer within this is given up for this attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,7 +28,7 @@ enum Tls {
 
 /// A checked connection URL. Never printed with its password.
 #[derive(Clone)]
-pub(super) struct Address {
+pub(in crate::sql) struct Address {
     config: Config,
     tls: Tls,
 }
@@ -44,12 +41,12 @@ impl fmt::Debug for Address {
 }
 
 /// A session and the task that drives it; both end together.
-pub(super) struct Session {
+pub(super) struct Connected {
     pub(super) client: Client,
     driver: JoinHandle<()>,
 }
 
-impl Drop for Session {
+impl Drop for Connected {
     fn drop(&mut self) {
         self.driver.abort();
     }
@@ -57,7 +54,7 @@ impl Drop for Session {
 
 impl Address {
     /// Checks a URL. The error says what is wrong with which key and repeats no value.
-    pub(super) fn parse(url: &str) -> Result<Address, String> {
+    pub(in crate::sql) fn parse(url: &str) -> Result<Address, String> {
         if !(url.starts_with("postgres://") || url.starts_with("postgresql://")) {
             return Err("must begin with postgres://".into());
         }
@@ -101,18 +98,18 @@ impl Address {
     }
 
     /// Connects and prepares the session.
-    pub(super) async fn connect(&self, name: &str, statement_timeout: Duration) -> Result<Session, SinkError> {
+    pub(super) async fn connect(&self, name: &str, statement_timeout: Duration) -> Result<Connected, SinkError> {
         let mut config = self.config.clone();
         config.application_name(name);
         let session = match &self.tls {
             Tls::Disable => {
                 let (client, connection) = config.connect(NoTls).await.map_err(|e| classify(&e))?;
-                Session { client, driver: tokio::spawn(async move { drop(connection.await) }) }
+                Connected { client, driver: tokio::spawn(async move { drop(connection.await) }) }
             }
             Tls::VerifyFull(root) => {
-                let tls = MakeRustlsConnect::new(tls_config(root.as_ref())?);
+                let tls = MakeRustlsConnect::new(tls::client(root.as_deref())?);
                 let (client, connection) = config.connect(tls).await.map_err(|e| classify(&e))?;
-                Session { client, driver: tokio::spawn(async move { drop(connection.await) }) }
+                Connected { client, driver: tokio::spawn(async move { drop(connection.await) }) }
             }
         };
         // Values are text as the source printed it: what a role or database has set must not change their meaning.
@@ -123,28 +120,6 @@ impl Address {
         session.client.batch_execute(&set).await.map_err(|e| classify(&e))?;
         Ok(session)
     }
-}
-
-fn tls_config(root: Option<&PathBuf>) -> Result<rustls::ClientConfig, SinkError> {
-    let refuse = |message: String| SinkError { code: "sql.tls".into(), message, class: Class::Definite, after: None };
-    let mut roots = RootCertStore::empty();
-    match root {
-        Some(path) => {
-            let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            let certificates = read.map_err(|e| refuse(format!("sslrootcert cannot be read: {e}")))?;
-            roots.add_parsable_certificates(certificates);
-        }
-        None => {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-    }
-    if roots.is_empty() {
-        return Err(refuse("no CA certificate is trusted: set sslrootcert in the url".into()));
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|e| refuse(format!("no TLS version to offer: {e}")))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 #[cfg(test)]

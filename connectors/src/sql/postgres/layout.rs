@@ -4,50 +4,12 @@ use std::collections::HashMap;
 
 use tokio_postgres::{Client, Row};
 
-use super::config::{SqlConfig, Table};
-use super::convert::Form;
+use super::super::config::{SqlConfig, Table};
+use super::super::convert::Form;
+use super::super::dialect::{Column, Inspection, Layout};
 use super::errors::classify;
 use super::statements::{CREATE_MARKS, MARKS, quote};
 use crate::sink::{OnDelete, SinkError};
-
-/// A column to write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Column {
-    /// As the source and the target name it.
-    pub(super) name: String,
-    /// Quoted.
-    pub(super) quoted: String,
-    /// Its type without length or precision: a cast to `varchar(3)` would cut a text that assignment refuses.
-    pub(super) cast: String,
-    /// Its type with them.
-    pub(super) exact: String,
-    /// How its values are written.
-    pub(super) form: Form,
-}
-
-/// A target table.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Layout {
-    /// Quoted name.
-    pub(super) target: String,
-    /// Key columns.
-    pub(super) keys: Vec<Column>,
-    /// The other columns.
-    pub(super) columns: Vec<Column>,
-    /// Whether a row of the key alone satisfies every NOT NULL.
-    pub(super) can_insert_tombstones: bool,
-}
-
-/// What was found.
-#[derive(Debug, Default)]
-pub(super) struct Inspection {
-    /// In the order of the configuration.
-    pub(super) layouts: Vec<Layout>,
-    /// What someone has to change in the configuration or the target.
-    pub(super) problems: Vec<String>,
-    /// Statements that add what is missing of our own.
-    pub(super) statements: Vec<String>,
-}
 
 const COLUMNS: &str = "
 SELECT a.attname::text, format_type(a.atttypid, -1), b.oid::regtype::text = ANY ('{json,jsonb}'), b.oid = 'bytea'::regtype,
@@ -162,7 +124,7 @@ async fn inspect_table(
             quote(&role)
         ));
     }
-    found.layouts.push(Layout { target, keys, columns, can_insert_tombstones });
+    found.layouts.push(Layout { target, keys, columns, can_insert_tombstones, index: String::new() });
     Ok(())
 }
 
