@@ -41,6 +41,12 @@ pub async fn compare(file: &CheckedFile) -> Result<Compared, CaptureError> {
                 found.column(path, &["to"], table, column);
             }
         }
+        for lookup in connector.mapping.iter().flat_map(|mapping| mapping.lookups()) {
+            let table = format!("{}.{}", lookup.table.0, lookup.table.1);
+            for column in lookup.by.iter().chain(lookup.columns.iter().flatten()) {
+                found.column(path, &["lookup", &lookup.name], &table, column);
+            }
+        }
         // Which of several tables an expression means is not known before an event comes.
         if let (Some(mapping), [(schema, table)]) = (&connector.mapping, connector.tables.as_slice()) {
             for column in mapping.columns() {
