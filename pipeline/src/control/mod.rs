@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  capture    Session (a fence) · Released · Layout · Cursor · LoadFinished · Backfill · Snapshot ┐
-//!  delivery   Lease · Checkpoint · DeadLetter · DeadLetterSettled ───────────────────────────┼──▶ control log ──replay──▶ State
+//!  delivery   Member · Lease · Checkpoint · DeadLetter · DeadLetterSettled ───────────────────────────┼──▶ control log ──replay──▶ State
 //!  operator   Operator · RedriveRequested · DeadLetterSettled · Epoch · Audit ───────────────┘
 //! ```
 //!
@@ -17,6 +17,7 @@
 
 mod backfill;
 mod encode;
+mod member;
 mod record;
 mod replay;
 mod snapshot;
@@ -27,6 +28,7 @@ mod writer;
 
 pub use backfill::{BackfillJob, BackfillOptions, BackfillSpec, BackfillState};
 pub use encode::{Stamp, encode};
+pub use member::{Member, Place, Presence};
 pub use record::{
     Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, LayoutColumn, Lease, LoadFinished, OpenLetter,
     Operator, Partitioning, Piece, Record, RedriveRequested, Released, Session, Settled, Snapshot, TableLayout, now_ms,
@@ -34,7 +36,7 @@ pub use record::{
 pub use replay::{Follower, replay};
 pub use snapshot::Snapshotter;
 pub use state::{Letter, State, Stored};
-pub use writer::{Proof, Writer, delivery_producer, operator_producer};
+pub use writer::{Proof, Writer, delivery_producer, member_producer, operator_producer};
 
 use crate::journal::{JournalError, Offset};
 

@@ -15,6 +15,7 @@ use tillstream_schemas::{Lineage, Lsn, Position};
 
 use super::ControlError;
 use super::backfill::BackfillJob;
+use super::member::Member;
 use crate::journal::Offset;
 
 /// The format version that this program writes.
@@ -35,6 +36,8 @@ pub enum Record {
     Session(Session),
     /// An operator's command begins to write.
     Operator(Operator),
+    /// A process that delivers: it joins, lives, or leaves.
+    Member(Member),
     /// A delivery process takes over one partition of one connector.
     Lease(Lease),
     /// How far one connector is in one partition.
@@ -150,6 +153,12 @@ pub struct Lease {
     pub nonce: String,
     /// Host and process, for people.
     pub owner: String,
+    /// The [`Member`] that holds it; empty of programs that knew none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub member: String,
+    /// Its holder has ended in good order: nothing is in the air, and the next one need not wait.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
     /// When.
     pub at_ms: i64,
 }
@@ -493,6 +502,9 @@ pub struct Snapshot {
     /// The highest position of the present epoch that may be acknowledged.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "optional_text")]
     pub released: Option<Lsn>,
+    /// Processes that deliver, by slot.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Member>,
     /// The last layouts of each table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layouts: Vec<TableLayout>,

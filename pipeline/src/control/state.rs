@@ -8,6 +8,7 @@ use tillstream_schemas::{Header, Lsn};
 use super::ControlError;
 use super::backfill::{BackfillJob, BackfillState};
 use super::encode::digest;
+use super::member::Member;
 use super::record::{
     Audit, Checkpoint, Cursor, DeadLetter, Epoch, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested, Session, Snapshot,
     TableLayout, now_ms,
@@ -63,6 +64,8 @@ pub struct State {
     /// The same as the present session found it.
     released_before: Option<Lsn>,
     operator: u32,
+    /// By slot.
+    members: BTreeMap<u16, Member>,
     leases: BTreeMap<(String, u16), Lease>,
     checkpoints: BTreeMap<(String, u16), Checkpoint>,
     letters: BTreeMap<(String, String), Letter>,
@@ -143,6 +146,17 @@ impl State {
     #[must_use]
     pub fn operator(&self) -> u32 {
         self.operator
+    }
+
+    /// Every process that delivers or did, by slot.
+    pub fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.values()
+    }
+
+    /// The last process in this slot.
+    #[must_use]
+    pub fn member(&self, slot: u16) -> Option<&Member> {
+        self.members.get(&slot)
     }
 
     /// The lease in force.
@@ -292,10 +306,21 @@ impl State {
                 self.assemblies.retain(|writer, _| !writer.ends_with("/operator"));
             }
             Record::Operator(_) => {}
+            Record::Member(member) => {
+                let sign = |m: &Member| (m.beat, m.left);
+                let newer = |held: &Member| {
+                    member.lease > held.lease || (member.lease == held.lease && member.nonce == held.nonce && sign(&member) >= sign(held))
+                };
+                if self.members.get(&member.slot).is_none_or(newer) {
+                    self.members.insert(member.slot, member);
+                }
+            }
             Record::Lease(lease) => {
                 let key = (lease.connector.clone(), lease.partition);
                 // The first under a number holds it; a second one under the same number lost the race.
-                if self.leases.get(&key).is_none_or(|held| lease.lease > held.lease) {
+                if self.leases.get(&key).is_some_and(|held| lease.released && lease.nonce == held.nonce && lease.lease == held.lease) {
+                    self.leases.insert(key, lease);
+                } else if self.leases.get(&key).is_none_or(|held| lease.lease > held.lease) {
                     let writer = format!("/delivery/{}/{}", lease.connector, lease.partition);
                     self.assemblies.retain(|of, _| !of.ends_with(&writer));
                     self.leases.insert(key, lease);
@@ -515,6 +540,7 @@ impl State {
             backfills: self.backfills.values().cloned().collect(),
             audit: self.audit.iter().cloned().collect(),
             released: self.released,
+            members: self.members.values().cloned().collect(),
             layouts: self.layouts().cloned().collect(),
             at_ms: now_ms(),
         })
@@ -528,6 +554,7 @@ impl State {
         state.released = snapshot.released;
         state.leases = snapshot.leases.into_iter().map(|l| ((l.connector.clone(), l.partition), l)).collect();
         state.checkpoints = snapshot.checkpoints.into_iter().map(|c| ((c.connector.clone(), c.partition), c)).collect();
+        state.members = snapshot.members.into_iter().map(|m| (m.slot, m)).collect();
         for open in snapshot.dead_letters {
             state.insert_letter(open.letter, open.redrive_requested);
         }

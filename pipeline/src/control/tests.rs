@@ -181,7 +181,16 @@ fn session(token: u32, nonce: &str) -> Record {
 
 fn lease(lease: u32, nonce: &str) -> Record {
     let (nonce, owner) = (nonce.to_owned(), "host/1".to_owned());
-    Record::Lease(Lease { connector: "stock".to_owned(), partition: 0, lease, nonce, owner, at_ms: 1 })
+    Record::Lease(Lease {
+        connector: "stock".to_owned(),
+        partition: 0,
+        lease,
+        nonce,
+        owner,
+        member: String::new(),
+        released: false,
+        at_ms: 1,
+    })
 }
 
 fn checkpoint(lease: u32, offset: u64) -> Record {
@@ -458,7 +467,7 @@ async fn racing_owners_get_different_leases_and_the_loser_learns_it() {
     let journal: Arc<dyn Journal> = Arc::new(Shared(memory.clone()));
     // Both choose by the same, empty state; the broker drops the second announcement and confirms it.
     let state = State::default();
-    let take = || Writer::take_lease(journal.clone(), "shop", "pos", &state, "stock", 0, "host/1");
+    let take = || Writer::take_lease(journal.clone(), "shop", "pos", &state, "stock", 0, "host/1", "");
     let (mut first, held) = take().await.expect("a lease");
     assert_eq!(held.lease, 1);
     let (mut second, held) = take().await.expect("a lease");
@@ -482,7 +491,8 @@ async fn racing_owners_get_different_leases_and_the_loser_learns_it() {
 async fn a_record_in_pieces_is_proven_by_its_last() {
     let memory = Memory::new(2048);
     let journal: Arc<dyn Journal> = Arc::new(Shared(memory.clone()));
-    let (mut writer, _) = Writer::take_lease(journal.clone(), "shop", "pos", &State::default(), "stock", 0, "h").await.expect("a lease");
+    let (mut writer, _) =
+        Writer::take_lease(journal.clone(), "shop", "pos", &State::default(), "stock", 0, "h", "").await.expect("a lease");
     let body = "\u{1F9FE}\"\\".repeat(5_000);
     let proof = writer.store_proven(&letter("e1-0/1-1", &body)).await.expect("stored");
     assert_eq!(proof.offset.0 + 1, memory.len());

@@ -6,6 +6,7 @@ use tillstream_schemas::Lineage;
 
 use super::ControlError;
 use super::encode::{Stamp, digest, encode};
+use super::member::Member;
 use super::record::{Lease, Operator, Record, now_ms};
 use super::replay::{each_record, replay};
 use super::state::{State, Stored};
@@ -16,6 +17,12 @@ use crate::journal::{From, Journal, JournalError, Log, Offset, ProducerName, Pub
 #[must_use]
 pub fn delivery_producer(pipeline: &str, connector: &str, partition: u16) -> ProducerName {
     ProducerName(format!("tillstream/{pipeline}/delivery/{connector}/{partition}"))
+}
+
+/// The producer name under which a process that delivers says that it lives.
+#[must_use]
+pub fn member_producer(pipeline: &str, slot: u16) -> ProducerName {
+    ProducerName(format!("tillstream/{pipeline}/member/{slot}"))
 }
 
 /// The producer name under which operators' commands write.
@@ -58,13 +65,14 @@ struct ReadBack {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Claim {
     Delivery { connector: String, partition: u16, lease: u32, nonce: String },
+    Member { slot: u16, lease: u32, nonce: String },
     Operator { token: u32, nonce: String },
 }
 
 impl Claim {
     fn lease(&self) -> u32 {
         match self {
-            Claim::Delivery { lease, .. } => *lease,
+            Claim::Delivery { lease, .. } | Claim::Member { lease, .. } => *lease,
             Claim::Operator { token, .. } => *token,
         }
     }
@@ -75,6 +83,7 @@ impl Claim {
                 let (connector, nonce) = (l.connector.clone(), l.nonce.clone());
                 Some(Claim::Delivery { connector, partition: l.partition, lease: l.lease, nonce })
             }
+            Record::Member(m) => Some(Claim::Member { slot: m.slot, lease: m.lease, nonce: m.nonce.clone() }),
             Record::Operator(o) => Some(Claim::Operator { token: o.token, nonce: o.nonce.clone() }),
             _ => None,
         }
@@ -87,6 +96,9 @@ impl Claim {
                 Claim::Delivery { connector, partition, lease, nonce },
                 Claim::Delivery { connector: c, partition: p, lease: other_lease, nonce: other_nonce },
             ) if connector == c && partition == p => {
+                (other_lease > lease || (other_lease == lease && other_nonce != nonce)).then_some(*other_lease)
+            }
+            (Claim::Member { slot, lease, nonce }, Claim::Member { slot: s, lease: other_lease, nonce: other_nonce }) if slot == s => {
                 (other_lease > lease || (other_lease == lease && other_nonce != nonce)).then_some(*other_lease)
             }
             (Claim::Operator { token, nonce }, Claim::Operator { token: other, nonce: other_nonce }) => {
@@ -103,6 +115,7 @@ impl Writer {
     ///
     /// # Errors
     /// Those of the journal.
+    #[allow(clippy::too_many_arguments)] // Each of them stands in the record.
     pub async fn take_lease(
         journal: Arc<dyn Journal>,
         pipeline: &str,
@@ -111,15 +124,36 @@ impl Writer {
         connector: &str,
         partition: u16,
         owner: &str,
+        member: &str,
     ) -> Result<(Writer, Lease), ControlError> {
         let name = delivery_producer(pipeline, connector, partition);
         let held = state.lease(connector, partition).map_or(0, |l| l.lease);
         let make = |lease| {
-            let (connector, owner) = (connector.to_owned(), owner.to_owned());
-            Record::Lease(Lease { connector, partition, lease, nonce: nonce(), owner, at_ms: now_ms() })
+            let (connector, owner, member) = (connector.to_owned(), owner.to_owned(), member.to_owned());
+            Record::Lease(Lease { connector, partition, lease, nonce: nonce(), owner, member, released: false, at_ms: now_ms() })
         };
         match Writer::announce(journal, &name, source, state.next(), held + 1, make).await? {
             (writer, Record::Lease(lease)) => Ok((writer, lease)),
+            _ => unreachable!("announces what it made"),
+        }
+    }
+
+    /// As [`take_lease`](Self::take_lease), for a slot among the processes that deliver.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub async fn take_member(
+        journal: Arc<dyn Journal>,
+        pipeline: &str,
+        source: &str,
+        state: &State,
+        slot: u16,
+        make: impl Fn(u32) -> Member,
+    ) -> Result<(Writer, Member), ControlError> {
+        let held = state.member(slot).map_or(0, |m| m.lease);
+        let name = member_producer(pipeline, slot);
+        match Writer::announce(journal, &name, source, state.next(), held + 1, |lease| Record::Member(make(lease))).await? {
+            (writer, Record::Member(member)) => Ok((writer, member)),
             _ => unreachable!("announces what it made"),
         }
     }
@@ -261,6 +295,7 @@ impl Writer {
             Claim::Delivery { connector, partition, .. } => {
                 state.lease(connector, *partition).and_then(|lease| Claim::of(&Record::Lease(lease.clone())))
             }
+            Claim::Member { slot, .. } => state.member(*slot).and_then(|member| Claim::of(&Record::Member(member.clone()))),
             // Operators' announcements are not kept beyond their number.
             Claim::Operator { token, .. } if state.operator() <= *token => Some(self.claim.clone()),
             Claim::Operator { .. } => None,
@@ -276,6 +311,6 @@ impl Writer {
 }
 
 /// Sixty-four random bits: tells processes apart that picked the same number at the same moment.
-fn nonce() -> String {
+pub(super) fn nonce() -> String {
     format!("{:016x}", rand::random::<u64>())
 }

@@ -221,13 +221,13 @@ impl Gate {
                     state.delays.reset();
                     self.turn(&mut state, Breaker::Closed);
                 }
-                self.measure(&mut state, pass, now);
+                self.measure(&mut state, pass, now, true);
             }
             Some(Heard::Busy(after)) => {
                 ConnectorStats::add(&self.0.stats.pauses, 1);
                 let until = now + after.min(PAUSE_MAX);
                 state.paused_until = Some(state.paused_until.map_or(until, |p| p.max(until)));
-                self.lower(&mut state, 0.5, pass.began, now);
+                self.lower(&mut state, 0.7, pass.began, now);
                 // It answers, so it is there.
                 state.failures = 0;
                 if pass.probe {
@@ -237,7 +237,8 @@ impl Gate {
             }
             Some(Heard::Failed) => {
                 state.failures += 1;
-                self.lower(&mut state, 0.7, pass.began, now);
+                // An error that comes at once says nothing of load; one that was waited for does.
+                self.measure(&mut state, pass, now, false);
                 if pass.probe || (state.breaker == Breaker::Closed && state.failures >= FAILURES_MAX) {
                     if state.breaker == Breaker::Closed {
                         tracing::warn!(
@@ -266,16 +267,18 @@ impl Gate {
         }
     }
 
-    fn measure(&self, state: &mut State, pass: &Pass, now: Instant) {
+    fn measure(&self, state: &mut State, pass: &Pass, now: Instant, good: bool) {
         let took = (now - pass.began).as_secs_f64();
         let size = (pass.items.max(1).ilog2() as usize).min(SIZES - 1);
-        let floor = state.floor[size].map_or(took, |floor| took.min(floor * 1.01)).max(1e-6);
-        state.floor[size] = Some(floor);
+        let floor = state.floor[size].map_or(took, |floor| if good { took.min(floor * 1.01) } else { floor }).max(1e-6);
+        if good {
+            state.floor[size] = Some(floor);
+        }
         let times = if took - floor > SLOWER_BY { took / floor } else { 1.0 };
         state.slower += (times - state.slower) * 0.2;
         if state.slower > SLOWER_TIMES {
             self.lower(state, 0.9, pass.began, now);
-        } else {
+        } else if good {
             state.window = (state.window + 1.0 / state.window).min(self.0.calls_max);
         }
     }
@@ -394,12 +397,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_holds_everyone_and_halves_the_calls_at_once() {
+    async fn a_pause_holds_everyone_and_lets_fewer_calls_go_at_once() {
         let gate = gate(8, None);
         call(&gate, MS, Heard::Busy(Duration::from_secs(7))).await;
         let waited = call(&gate, MS, Heard::Taken).await;
         assert!(waited >= Duration::from_secs(7) && waited < Duration::from_secs(8), "{waited:?}");
-        assert!(gate.state().window < 5.0);
+        assert!(gate.state().window < 6.0);
         for _ in 0..50 {
             call(&gate, MS, Heard::Taken).await;
         }

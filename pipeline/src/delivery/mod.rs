@@ -15,10 +15,12 @@
 //!
 //! A dead letter is delivered again by the process that delivers its connector: `dead-letters redrive` only stores the
 //! request, and whoever holds the lease of that partition picks it up, so there is one writer to each target at any
-//! time. With no process running the request waits for the next `run` (or `run --until-caught-up`).
+//! time. Several processes share the partitions of each connector ([`membership`]); what one leaves behind, by its end or by
+//! its death, the others take over. With no process running the request waits for the next `run` (or `run --until-caught-up`).
 //!
 //! This module never reads the source database and never writes a data log.
 
+mod assignment;
 pub mod dead_letter;
 mod events;
 pub mod filter;
@@ -27,6 +29,7 @@ mod group;
 mod keep;
 mod lane;
 pub mod mark;
+mod membership;
 mod outputs;
 mod partition;
 pub mod preview;
@@ -36,6 +39,7 @@ mod start;
 pub mod stats;
 pub mod switch;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,7 +47,7 @@ use tillstream_connectors::mapping::TablesError;
 use tillstream_connectors::sink::{Class, SinkError};
 use tillstream_schemas::Lsn;
 use tillstream_schemas::envelope::EventError;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -51,13 +55,14 @@ pub use stats::{Breaker, ConnectorState, ConnectorStats, LastError, PartitionPro
 pub use switch::{Listeners, NotSwitched, Switches};
 
 use crate::config;
-use crate::control::{ControlError, Follower};
+use crate::control::{self, ControlError, Follower};
 use crate::journal::{Journal, JournalError, Log, Offset};
 use crate::retry::Delays;
 use events::Shared;
 use filter::FilterError;
 use gate::Gate;
 use mark::MarkError;
+use membership::{Membership, Roster};
 use switch::{SETTLE_WITHIN, Switch};
 
 /// A server that comes back is found within this, and one that stays away is asked no more often.
@@ -229,6 +234,22 @@ pub async fn run_with(parts: Parts, listeners: Listeners) -> Result<(), Delivery
         return Ok(());
     }
     let ends = (mode == Mode::UntilCaughtUp).then(|| ends.into_iter().map(Option::flatten).collect::<Vec<_>>());
+    if connectors.is_empty() {
+        return Ok(());
+    }
+    let (publish, roster) = watch::channel(Roster::default());
+    let leave = CancellationToken::new();
+    let membership = Membership {
+        journal: journal.clone(),
+        pipeline: pipeline.clone(),
+        source: source.clone(),
+        owner: owner.clone(),
+        connectors: connectors.iter().map(|c| c.name.clone()).collect(),
+        roster: publish,
+        stop: leave.clone(),
+    };
+    let mut member = JoinSet::new();
+    member.spawn(membership.run());
     let mut tasks = JoinSet::new();
     for (n, connector) in connectors.into_iter().enumerate() {
         let stats = match stats.connectors().get(n) {
@@ -244,6 +265,7 @@ pub async fn run_with(parts: Parts, listeners: Listeners) -> Result<(), Delivery
             wish: listeners.remove(&connector.name),
             connector: Arc::new(connector),
             shared: shared.clone(),
+            roster: roster.clone(),
             stats,
             stop: stop.clone(),
             ends: ends.clone(),
@@ -257,6 +279,9 @@ pub async fn run_with(parts: Parts, listeners: Listeners) -> Result<(), Delivery
             result = ended;
         }
     }
+    // Last of all, so that nobody takes over what is still in the air.
+    leave.cancel();
+    while member.join_next().await.is_some() {}
     result
 }
 
@@ -289,6 +314,7 @@ struct Supervisor {
     /// Where another file for it may come from.
     wish: Option<mpsc::Receiver<Switch>>,
     shared: Vec<Arc<Shared>>,
+    roster: watch::Receiver<Roster>,
     stats: Arc<ConnectorStats>,
     gate: Gate,
     stop: CancellationToken,
@@ -367,54 +393,63 @@ impl Supervisor {
         let _ = switch.done.send(Ok(()));
     }
 
-    /// All partitions of the connector, until they end, the first one fails, or everything read is settled and another file is wished for.
+    /// Partitions of the connector that are ours, until stopped, caught up, the first one fails, or everything read is settled
+    /// and another file is wished for.
     async fn session(&mut self, rewind: bool) -> Result<Option<Switch>, DeliveryError> {
         let started = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Ok(None),
             started = Follower::start(self.journal.clone()) => started?,
         };
-        let (follower, following) = started;
-        let stop = self.stop.child_token();
-        self.gate.set_share(1.0);
-        let settle = CancellationToken::new();
-        let mut partitions = JoinSet::new();
-        for (partition, shared) in (0u16..).zip(&self.shared) {
-            partitions.spawn(partition::run(start::Context {
-                journal: self.journal.clone(),
-                pipeline: self.pipeline.clone(),
-                source: self.source.clone(),
-                owner: self.owner.clone(),
-                connector: self.connector.clone(),
-                partition,
-                follower: follower.clone(),
-                shared: shared.clone(),
-                stats: self.stats.clone(),
-                gate: self.gate.clone(),
-                stop: stop.clone(),
-                settle: settle.clone(),
-                rewind,
-                until: self.ends.as_ref().map(|ends| ends.get(usize::from(partition)).copied().flatten()),
-            }));
-        }
-        drop(follower);
+        let (mut follower, following) = started;
         tokio::pin!(following);
+        let mut roster = self.roster.clone();
+        let stop = self.stop.child_token();
+        let mut running = Running { stop, settle: CancellationToken::new(), tasks: JoinSet::new(), partitions: BTreeMap::new() };
+        // Of [`Mode::UntilCaughtUp`]: what is settled as far as was asked, by us or by others.
+        let mut caught_up = BTreeSet::new();
         let mut result = Ok(());
         let mut followed = false;
         let mut switch: Option<Switch> = None;
         let late = tokio::time::sleep(Duration::MAX);
         tokio::pin!(late);
         loop {
+            if running.stop.is_cancelled() || switch.is_some() {
+                if running.tasks.is_empty() {
+                    return result.map(|()| switch.filter(|_| !self.stop.is_cancelled()));
+                }
+            } else {
+                let (joined, wanted) = {
+                    let roster = roster.borrow_and_update();
+                    (!roster.me.is_empty(), roster.mine.get(&self.connector.name).cloned().unwrap_or_default())
+                };
+                self.adjust(&mut running, &wanted, &caught_up, &follower, rewind);
+                if let Some(ends) = self.ends.as_ref().filter(|_| joined) {
+                    let state = follower.state();
+                    caught_up.extend(self.settled_elsewhere(&state, ends, &wanted));
+                    if caught_up.len() == ends.len() && running.tasks.is_empty() {
+                        return result.map(|()| None);
+                    }
+                }
+            }
+            let stopping = running.stop.is_cancelled();
             let ended = tokio::select! {
-                ended = partitions.join_next() => match ended {
-                    Some(ended) => ended.unwrap_or(Err(DeliveryError::Bug)),
-                    None => return result.map(|()| switch.filter(|_| !self.stop.is_cancelled())),
-                },
-                wished = switch::wished(&mut self.wish), if switch.is_none() => {
-                    settle.cancel();
+                biased;
+                () = running.stop.cancelled(), if !stopping => None,
+                Some(ended) = running.tasks.join_next() => Some(ended),
+                ended = &mut following, if !followed => {
+                    followed = true;
+                    if result.is_ok() {
+                        result = ended.map_err(DeliveryError::from);
+                    }
+                    running.stop.cancel();
+                    None
+                }
+                wished = switch::wished(&mut self.wish), if switch.is_none() && !stopping => {
+                    running.settle.cancel();
                     late.as_mut().reset(tokio::time::Instant::now() + SETTLE_WITHIN);
                     switch = Some(wished);
-                    continue;
+                    None
                 }
                 () = &mut late, if switch.is_some() => {
                     // The next session goes on with the file there was.
@@ -422,18 +457,99 @@ impl Supervisor {
                         let _ = switch.done.send(Err(NotSwitched::NotSettled));
                     }
                     result = Err(DeliveryError::NotSettled);
-                    stop.cancel();
-                    continue;
+                    running.stop.cancel();
+                    None
                 }
-                ended = &mut following, if !followed => {
-                    followed = true;
-                    ended.map_err(DeliveryError::from)
+                changed = roster.changed(), if !stopping => {
+                    if changed.is_err() {
+                        return Err(DeliveryError::Ended);
+                    }
+                    None
+                }
+                state = follower.changed(), if self.ends.is_some() && !followed && !stopping => {
+                    followed |= state.is_none();
+                    None
                 }
             };
-            if ended.is_err() && result.is_ok() {
-                result = ended;
-                stop.cancel();
+            let Some(ended) = ended else { continue };
+            let (partition, ended) = ended.unwrap_or((u16::MAX, Err(DeliveryError::Bug)));
+            let asked = running.partitions.remove(&partition).is_some_and(|stop| stop.is_cancelled());
+            if asked && !stopping {
+                self.stats.forget(partition);
+            }
+            match ended {
+                Ok(()) if self.ends.is_some() && !asked => {
+                    caught_up.insert(partition);
+                }
+                Ok(()) => {}
+                // Whoever took it over has it; the roster will say when it is ours again.
+                Err(DeliveryError::Control(ControlError::Rival { lease, .. })) => {
+                    tracing::info!(connector = self.connector.name, partition, lease, "another process took the partition over");
+                }
+                Err(error) => {
+                    if result.is_ok() {
+                        result = Err(error);
+                    }
+                    running.stop.cancel();
+                }
             }
         }
     }
+
+    /// Starts what is ours and ends what is not any more.
+    fn adjust(&self, running: &mut Running, wanted: &BTreeSet<u16>, caught_up: &BTreeSet<u16>, follower: &Follower, rewind: bool) {
+        for (partition, stop) in &running.partitions {
+            if !wanted.contains(partition) && !stop.is_cancelled() {
+                tracing::info!(connector = self.connector.name, partition, "another process is to deliver the partition");
+                stop.cancel();
+            }
+        }
+        self.gate.set_share(wanted.len() as f64 / self.shared.len().max(1) as f64);
+        if wanted.is_empty() && running.partitions.is_empty() && !self.roster.borrow().me.is_empty() {
+            self.stats.set_state(ConnectorState::Standby);
+        }
+        for (partition, shared) in (0u16..).zip(&self.shared) {
+            if !wanted.contains(&partition) || running.partitions.contains_key(&partition) || caught_up.contains(&partition) {
+                continue;
+            }
+            let stop = running.stop.child_token();
+            let context = start::Context {
+                journal: self.journal.clone(),
+                pipeline: self.pipeline.clone(),
+                source: self.source.clone(),
+                owner: self.owner.clone(),
+                connector: self.connector.clone(),
+                partition,
+                follower: follower.clone(),
+                roster: self.roster.clone(),
+                shared: shared.clone(),
+                stats: self.stats.clone(),
+                gate: self.gate.clone(),
+                stop: stop.clone(),
+                settle: running.settle.clone(),
+                rewind,
+                until: self.ends.as_ref().map(|ends| ends.get(usize::from(partition)).copied().flatten()),
+            };
+            running.tasks.spawn(async move { (partition, partition::run(context).await) });
+            running.partitions.insert(partition, stop);
+        }
+    }
+
+    /// Partitions of other processes that are settled as far as was asked for.
+    fn settled_elsewhere(&self, state: &control::State, ends: &[Option<Offset>], ours: &BTreeSet<u16>) -> Vec<u16> {
+        let is_settled = |partition: u16, end: &Option<Offset>| {
+            let checkpoint = state.checkpoint(&self.connector.name, partition);
+            !ours.contains(&partition) && end.is_none_or(|end| checkpoint.is_some_and(|c| c.offset > end))
+        };
+        (0u16..).zip(ends).filter(|(partition, end)| is_settled(*partition, end)).map(|(partition, _)| partition).collect()
+    }
+}
+
+/// The partitions that a session delivers.
+struct Running {
+    stop: CancellationToken,
+    /// Cancelled when they are to end with everything settled that was read.
+    settle: CancellationToken,
+    tasks: JoinSet<(u16, Result<(), DeliveryError>)>,
+    partitions: BTreeMap<u16, CancellationToken>,
 }

@@ -36,7 +36,7 @@ use super::queue::{Limits, Origin, Queue, Rejected, Work};
 use super::settlement::{Point, Sequence, Settlement};
 use super::start::{Context, Skipped, from_checkpoint, from_marks};
 use super::stats::{ConnectorState, ConnectorStats, PartitionProgress};
-use crate::control::{self, Body, Checkpoint, ControlError, DeadLetter, DeadLetterSettled, Record, Settled};
+use crate::control::{self, Body, Checkpoint, ControlError, DeadLetter, DeadLetterSettled, Lease, Record, Settled};
 use crate::journal::{Bounds, Chunk, JournalError, Log, Offset, PublishId, Reader};
 
 /// Events under way in one partition: enough for every lane to fill its next batch while one is in the air.
@@ -129,6 +129,7 @@ struct Partition {
     /// A mark was ordered and its report has not come.
     marking: bool,
     control: control::Writer,
+    held: Lease,
     saved: (Instant, Point, u64),
     saving: Option<PublishId>,
     redrives: HashMap<String, Redrive>,
@@ -166,11 +167,13 @@ impl Partition {
         if context.until == Some(None) {
             return Ok(None);
         }
+        context.turn().await?;
         let (name, partition) = (context.connector.name.clone(), context.partition);
         let plan = context.connector.target.plan().clone();
         let state = context.follower.state();
-        let had_owner = state.lease(&name, partition).is_some();
-        let (control, lease) = control::Writer::take_lease(
+        let had_owner = state.lease(&name, partition).is_some_and(|l| !l.released);
+        let member = context.roster.borrow().me.clone();
+        let (control, held) = control::Writer::take_lease(
             context.journal.clone(),
             &context.pipeline,
             &context.source,
@@ -178,9 +181,10 @@ impl Partition {
             &name,
             partition,
             &context.owner,
+            &member,
         )
         .await?;
-        let lease = lease.lease;
+        let lease = held.lease;
         // Once our own announcement is seen here, so is every checkpoint that counts.
         let state =
             context.follower.wait_for(|s| s.lease(&name, partition).is_some_and(|l| l.lease >= lease)).await.ok_or(DeliveryError::Ended)?;
@@ -210,14 +214,14 @@ impl Partition {
             keep.restore(context.journal.as_ref(), partition, up_to).await?;
         }
         tracing::info!(connector = name, partition, lease, offset = from.offset.0, "delivery starts");
-        Ok(Some(Partition::with(context, control, lease, sinks, reader, filter, from, skipped, keep)))
+        Ok(Some(Partition::with(context, control, held, sinks, reader, filter, from, skipped, keep)))
     }
 
     #[allow(clippy::too_many_arguments)] // Called once, above.
     fn with(
         context: Context,
         control: control::Writer,
-        lease: u32,
+        held: Lease,
         sinks: Vec<Box<dyn Sink>>,
         reader: Box<dyn Reader>,
         filter: Filter,
@@ -250,7 +254,7 @@ impl Partition {
                 orders,
                 reports: report.clone(),
                 gate: context.gate.clone(),
-                marking: transactional.then(|| Marking { lease, lanes: lanes_count, floor: floor.clone() }),
+                marking: transactional.then(|| Marking { lease: held.lease, lanes: lanes_count, floor: floor.clone() }),
                 stats: context.stats.clone(),
                 retry: connector.retry,
                 // The sink keeps its own limit; without one of the connector this catches a sink that does not.
@@ -283,6 +287,7 @@ impl Partition {
             marked: (now, from.offset),
             marking: false,
             control,
+            held,
             saved: (now, from, 0),
             saving: None,
             redrives: HashMap::new(),
@@ -861,6 +866,7 @@ impl Partition {
         while let Ok(Report::Outcomes { delivered, absorbed, rejected, superseded, stored, marked }) = self.reports.try_recv() {
             let _ = self.book(delivered, absorbed, rejected, superseded, stored, marked).await;
         }
+        let quiet = self.tasks.is_empty();
         self.tasks.abort_all();
         if let Some(record) = self.checkpoint_record() {
             match tokio::time::timeout(LAST_SAVE_WITHIN, self.control.store(&record)).await {
@@ -868,6 +874,12 @@ impl Partition {
                 Ok(Err(error)) => tracing::warn!(connector = self.context.connector.name, %error, "the last checkpoint was not saved"),
                 Err(_) => tracing::warn!(connector = self.context.connector.name, "the last checkpoint was not saved in time"),
             }
+        }
+        // With a call in the air the next owner waits as if this one had died.
+        if quiet && self.check_lease().is_ok() {
+            let lease = Lease { released: true, at_ms: control::now_ms(), ..self.held.clone() };
+            // Whoever is not told waits a little longer.
+            let _ = tokio::time::timeout(LAST_SAVE_WITHIN, self.control.store(&Record::Lease(lease))).await;
         }
     }
 }

@@ -2,11 +2,13 @@
 //! longer mean what they did, wherever the last position stands now.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tillstream_connectors::sink::{LaneId, Sink, SinkError};
 use tillstream_schemas::entry::Records;
 use tillstream_schemas::{Entry, Kind};
-use tokio::time::{Instant, sleep};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::DeliveryError;
@@ -14,6 +16,7 @@ use super::events::Shared;
 use super::filter::Filter;
 use super::gate::Gate;
 use super::mark::LaneMark;
+use super::membership::Roster;
 use super::settlement::Point;
 use super::stats::{ConnectorState, ConnectorStats};
 use crate::config;
@@ -24,6 +27,10 @@ use crate::retry::Delays;
 /// How far back a place is looked for first, in entries: more than a broker holds unsynced in a second or two.
 const LOOK_BACK: u64 = 100_000;
 
+/// A process that lives has this long to give a partition up that another one is to deliver: longer than calls in the air
+/// may take at a stop. After that it is stuck.
+const HANDOVER_WITHIN: Duration = Duration::from_secs(8);
+
 /// What a partition's task needs to know.
 pub(super) struct Context {
     pub(super) journal: Arc<dyn Journal>,
@@ -33,6 +40,7 @@ pub(super) struct Context {
     pub(super) connector: Arc<config::Connector>,
     pub(super) partition: u16,
     pub(super) follower: Follower,
+    pub(super) roster: watch::Receiver<Roster>,
     pub(super) shared: Arc<Shared>,
     pub(super) stats: Arc<ConnectorStats>,
     pub(super) gate: Gate,
@@ -94,6 +102,26 @@ impl Context {
         let on_delete = self.connector.on_delete;
         let lane = |lane| LaneId { connector: self.connector.name.clone(), partition: self.partition, lane };
         (0..self.connector.delivery.lanes.get()).map(|n| self.connector.target.build(lane(n), on_delete)).collect()
+    }
+
+    /// Waits while another process that lives holds the partition.
+    pub(super) async fn turn(&mut self) -> Result<(), DeliveryError> {
+        let deadline = Instant::now() + HANDOVER_WITHIN;
+        loop {
+            let held = self.follower.state().lease(&self.connector.name, self.partition).cloned();
+            let in_the_way = {
+                let roster = self.roster.borrow_and_update();
+                held.is_some_and(|l| !l.released && l.member != roster.me && roster.live.contains(&l.member))
+            };
+            if !in_the_way {
+                return Ok(());
+            }
+            tokio::select! {
+                state = self.follower.changed() => if state.is_none() { return Err(DeliveryError::Ended) },
+                changed = self.roster.changed() => if changed.is_err() { return Err(DeliveryError::Ended) },
+                () = sleep_until(deadline) => return Ok(()),
+            }
+        }
     }
 
     /// Repeats a call of the sink until it succeeds; definite errors end it.

@@ -50,6 +50,8 @@ pub enum ConnectorState {
     Failed = 3,
     /// It has ended: asked to stop, or caught up.
     Stopped = 4,
+    /// Other processes deliver all of its partitions.
+    Standby = 5,
 }
 
 impl ConnectorState {
@@ -62,6 +64,7 @@ impl ConnectorState {
             ConnectorState::Retrying => "retrying",
             ConnectorState::Failed => "failed",
             ConnectorState::Stopped => "stopped",
+            ConnectorState::Standby => "standby",
         }
     }
 }
@@ -204,7 +207,8 @@ impl ConnectorStats {
             1 => ConnectorState::Running,
             2 => ConnectorState::Retrying,
             3 => ConnectorState::Failed,
-            _ => ConnectorState::Stopped,
+            4 => ConnectorState::Stopped,
+            _ => ConnectorState::Standby,
         }
     }
 
@@ -245,6 +249,11 @@ impl ConnectorStats {
 
     pub(super) fn set_progress(&self, partition: u16, progress: PartitionProgress) {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, progress);
+    }
+
+    /// The partition is not ours any more.
+    pub(super) fn forget(&self, partition: u16) {
+        self.partitions.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
     }
 
     pub(super) fn add(counter: &AtomicU64, n: usize) {

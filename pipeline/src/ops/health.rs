@@ -156,6 +156,7 @@ pub fn connector(facts: &ConnectorFacts) -> Verdict {
             verdict(Health::CatchingUp, format!("the oldest event waits for {}", crate::config::units::show_duration(lag)))
         }
         (ConnectorState::Running, _) => verdict(Health::Healthy, "events are delivered, or none wait"),
+        (ConnectorState::Standby, _) => verdict(Health::Healthy, "other processes deliver its partitions"),
         (ConnectorState::Retrying, _) => verdict(Health::Blocked, error()),
         (ConnectorState::Failed, _) => verdict(Health::Failed, error()),
         (ConnectorState::Stopped, _) => verdict(Health::Paused, "it has ended: asked to stop, or caught up"),

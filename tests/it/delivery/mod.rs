@@ -1,12 +1,15 @@
 //! Delivery against scripted and real sinks.
 
+mod apart;
 mod apply;
 mod facts;
 mod http;
 mod jsonl;
+mod ledger;
 mod mapping;
 mod pos;
 mod runtime;
+mod series;
 mod speed;
 mod sql;
 mod sql_dialects;

@@ -12,7 +12,7 @@ use tillstream_connectors::scripted::{Act, Effect, Script, refuse, retry};
 use tillstream_connectors::sink::{Class, Idempotency, Outcome};
 use tokio::time::timeout;
 
-use super::pos::{Capture, DEADLINE, catch_up, connector, insert, journal, start, truncate, until, update};
+use super::pos::{Capture, DEADLINE, Running, catch_up, connector, insert, journal, start, truncate, until, update};
 
 /// Rows in the order of their changes: what every target has to show.
 fn by_row(effects: &[Effect]) -> HashMap<String, Vec<String>> {
@@ -286,7 +286,7 @@ async fn a_journal_that_was_filled_again_under_other_offsets_is_read_on_by_posit
         let connector_name = format!("loyalty{round}");
         let state = control::replay(journal.as_ref()).await.expect("replays");
         let (mut writer, lease) =
-            Writer::take_lease(journal.clone(), "test", "pos", &state, &connector_name, 0, "before").await.expect("takes");
+            Writer::take_lease(journal.clone(), "test", "pos", &state, &connector_name, 0, "before", "").await.expect("takes");
         let checkpoint = control::Checkpoint {
             connector: connector_name.clone(),
             partition: 0,
@@ -306,19 +306,32 @@ async fn a_journal_that_was_filled_again_under_other_offsets_is_read_on_by_posit
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_owner_ends_when_another_process_takes_over() {
+async fn processes_share_the_partitions_and_take_over_from_each_other() {
     let dir = tempfile::tempdir().expect("a directory");
-    let journal = journal(dir.path(), 1).await;
-    sell(&journal, 5, 1).await;
+    let journal = journal(dir.path(), 4).await;
+    sell(&journal, 40, 2).await;
     let script = Script::new(Idempotency::Key, |_, _, _| Act::Apply);
+    let has = |running: &Running| {
+        running.stats.connector("loyalty").expect("there").partitions().into_keys().collect::<std::collections::BTreeSet<u16>>()
+    };
     let first = start(&journal, vec![connector("loyalty", script.target())], Mode::Continuous);
-    let stats = first.stats.connector("loyalty").expect("there").clone();
-    timeout(DEADLINE, script.wait_for_effects(5)).await.expect("delivers");
+    until("the first has all", || has(&first).len() == 4).await;
     let second = start(&journal, vec![connector("loyalty", script.target())], Mode::Continuous);
-    until("the first one ends", || stats.state() == ConnectorState::Failed).await;
-    assert_eq!(stats.last_error().expect("an error").code, "control.rival");
+    until("each has two", || has(&first).len() == 2 && has(&second).len() == 2).await;
+    assert!(has(&first).is_disjoint(&has(&second)));
+    let third = start(&journal, vec![connector("loyalty", script.target())], Mode::Continuous);
+    until("the third has one", || has(&first).len() + has(&second).len() == 3 && has(&third).len() == 1).await;
+    let begun = std::time::Instant::now();
+    second.kill().await;
+    until("two share after a death", || has(&first).len() == 2 && has(&third).len() == 2).await;
+    println!("two processes had all partitions {:?} after the third was killed", begun.elapsed());
     first.stop().await.expect("stops");
-    second.stop().await.expect("stops");
+    until("one has all after an end", || has(&third).len() == 4).await;
+    third.stop().await.expect("stops");
+    assert_complete(&script.effects(), 40, 2);
+    // Nobody holds anything: the next one need not wait.
+    let state = control::replay(journal.as_ref()).await.expect("replays");
+    assert!(state.leases().all(|l| l.released) && state.members().all(|m| m.left));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
