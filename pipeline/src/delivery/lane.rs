@@ -277,7 +277,12 @@ impl Lane {
             }
             // Whoever waits at an open gate need not wait before it.
             let delay = if error.after.is_some() || self.gate.is_open() { Duration::ZERO } else { delays.next_delay() };
-            tracing::warn!(connector = self.stats.name(), code = error.code, error = %error, retry_in = ?delay, "call failed, will be repeated");
+            // Of a target that is away, the breaker has said it once.
+            if self.gate.is_open() {
+                tracing::debug!(connector = self.stats.name(), code = error.code, error = %error, "call failed, will be repeated");
+            } else {
+                tracing::warn!(connector = self.stats.name(), code = error.code, error = %error, retry_in = ?delay, "call failed, will be repeated");
+            }
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return Attempt::Stopped,
