@@ -138,9 +138,9 @@ impl Membership {
                 Some(held) if held.lease > me.lease => {
                     return Err(ControlError::Rival { name: control::member_producer(&self.pipeline, slot).0, lease: held.lease });
                 }
+                Some(held) if held.lease == me.lease => {}
                 // Our own announcement is on its way.
-                None => continue,
-                Some(_) => {}
+                Some(_) | None => continue,
             }
             let gone = others.look(&state, &me);
             self.publish(&state, &me, &gone);
