@@ -12,6 +12,7 @@ use reqwest::{Certificate, Client, Identity, Method, Response, Url};
 
 use super::answer::Answer;
 use super::auth::Auth;
+use super::balance::{Endpoints, How};
 use super::egress::{Egress, Guard, Refused};
 use crate::block::{Block, problem};
 use crate::registry::Problem;
@@ -22,6 +23,9 @@ const ANSWER_MAX: usize = 8 << 20;
 
 /// A server that does not take a connection within this is away.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The code of a request that was never sent, because nobody takes the connection.
+const NO_CONNECTION: &str = "http.connect";
 
 /// One request.
 #[derive(Clone, Debug)]
@@ -36,6 +40,8 @@ pub(crate) struct Request {
 pub(crate) struct Wire {
     client: Client,
     auth: Auth,
+    /// Where the target has several endpoints, all of them: requests go to one of these and not to the URL they name.
+    endpoints: Option<Arc<Endpoints>>,
     /// Longest time of one request.
     pub(crate) timeout: Duration,
     /// The end of a pause that the target asked any lane for: the others stop within their calls.
@@ -80,13 +86,22 @@ impl Wire {
             builder = builder.tls_certs_only(authorities);
         }
         let client = builder.build().map_err(|_| problems.push(problem("", "no HTTP client can be set up with these settings", None)));
-        Some(Wire { client: client.ok()?, auth, timeout, paused_until: Mutex::new(None) })
+        Some(Wire { client: client.ok()?, auth, endpoints: None, timeout, paused_until: Mutex::new(None) })
+    }
+
+    /// Balances requests over these endpoints of the target when there are several.
+    pub(crate) fn balanced(mut self, urls: Vec<Url>) -> Wire {
+        self.endpoints = (urls.len() > 1).then(|| Endpoints::new(urls));
+        self
     }
 
     /// The longest time of one [`Wire::send`].
     pub(crate) fn send_timeout(&self) -> Duration {
+        // Endpoints that take no connection are passed by, one after another.
+        let passed_by = self.endpoints.as_ref().map_or(0, |e| u32::try_from(e.urls().len()).unwrap_or(u32::MAX) - 1);
+        let once = self.timeout + CONNECT_TIMEOUT.min(self.timeout).saturating_mul(passed_by);
         // With a token: fetched, refused, fetched anew, sent.
-        if matches!(self.auth, Auth::OAuth2(_)) { self.timeout * 4 } else { self.timeout }
+        if matches!(self.auth, Auth::OAuth2(_)) { once * 4 } else { once }
     }
 
     /// Sends it and reads the answer. `Err` means that nothing is known.
@@ -106,7 +121,31 @@ impl Wire {
         self.attempt(with(&token)).await
     }
 
+    /// Sends it to one of the endpoints. Nothing was sent to one that takes no connection, so the next one is tried at once.
     async fn attempt(&self, mut request: Request) -> Result<Answer, SinkError> {
+        let Some(endpoints) = &self.endpoints else { return self.exchange(request).await };
+        let mut passed_by = Vec::new();
+        loop {
+            let chosen = endpoints.pick(&passed_by, Instant::now());
+            request.url = chosen.url().clone();
+            let error = match self.exchange(request.clone()).await {
+                Ok(answer) => {
+                    let how = if matches!(answer.status, 502..=504) { How::Failed } else { How::Answered };
+                    chosen.ended(how, Instant::now());
+                    return Ok(answer);
+                }
+                Err(error) => error,
+            };
+            let no_connection = error.code == NO_CONNECTION;
+            passed_by.push(chosen.index);
+            chosen.ended(if no_connection { How::NoConnection } else { How::Failed }, Instant::now());
+            if !no_connection || passed_by.len() == endpoints.urls().len() {
+                return Err(error);
+            }
+        }
+    }
+
+    async fn exchange(&self, mut request: Request) -> Result<Answer, SinkError> {
         match &self.auth {
             Auth::Fixed(name, value) => drop(request.headers.insert(name.clone(), value.clone())),
             Auth::Hmac(hmac) => hmac.sign(&mut request.headers, &request.body, SystemTime::now()),
@@ -122,8 +161,16 @@ impl Wire {
 
     /// Whether anything answers there. What it answers says nothing: few targets know OPTIONS.
     pub(crate) async fn check(&self, url: &Url) -> Result<(), SinkError> {
-        let request = self.client.request(Method::OPTIONS, url.clone()).timeout(Duration::from_secs(10));
-        request.send().await.map(drop).map_err(|e| unknown(&e))
+        let urls = self.endpoints.as_ref().map_or(std::slice::from_ref(url), |endpoints| endpoints.urls());
+        let mut result = Ok(());
+        for url in urls {
+            let request = self.client.request(Method::OPTIONS, url.clone()).timeout(Duration::from_secs(10));
+            result = request.send().await.map(drop).map_err(|e| unknown(&e));
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
     }
 
     /// Whether any lane was asked for a pause that is not over. Delivery waits before a call; this ends one early.
@@ -239,7 +286,7 @@ pub(crate) fn unknown(error: &reqwest::Error) -> SinkError {
     if error.is_timeout() {
         SinkError::transient("http.timeout", "no answer in time")
     } else if error.is_connect() {
-        SinkError::transient("http.connect", "no connection")
+        SinkError::transient(NO_CONNECTION, "no connection")
     } else if error.is_builder() {
         SinkError::definite("http.request", "the request cannot be made")
     } else {

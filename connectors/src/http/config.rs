@@ -71,6 +71,8 @@ const KEYS: [&str; 15] = [
     "tls",
     "allow_private",
 ];
+/// More endpoints than any target has.
+const ENDPOINTS_MAX: usize = 32;
 const METHODS: [&str; 3] = ["POST", "PUT", "PATCH"];
 
 impl Kind for HttpKind {
@@ -103,7 +105,8 @@ fn read(value: &Value, mapped: bool, problems: &mut Vec<Problem>) -> Option<Http
     let block = Block::new(value, "", &KEYS, problems)?;
     let egress = Egress::read(&block, problems);
     let mut templates = Collected::default();
-    let url = read_url(&block, &egress, &mut templates, problems);
+    let urls = read_urls(&block, &egress, &mut templates, problems);
+    let url = urls.first().cloned();
     let method = block.choice("method", &METHODS, problems).unwrap_or("POST");
     let mode = match block.choice("mode", &["single", "batch"], problems) {
         Some("batch") => Mode::Batch,
@@ -128,7 +131,7 @@ fn read(value: &Value, mapped: bool, problems: &mut Vec<Problem>) -> Option<Http
     let wire = Wire::read(&block, url.as_ref(), auth, egress, Duration::from_secs(10), problems);
     let templates = templates.compile(problems);
     Some(HttpApi {
-        wire: wire?,
+        wire: wire?.balanced(urls),
         url: url?,
         method: Method::from_bytes(method.as_bytes()).unwrap_or(Method::POST),
         mode,
@@ -140,6 +143,34 @@ fn read(value: &Value, mapped: bool, problems: &mut Vec<Problem>) -> Option<Http
         is_key_quoted: block.flag("idempotency_quoted", false, problems),
         tables,
     })
+}
+
+/// One URL, or several endpoints of the same target.
+fn read_urls(block: &Block<'_>, egress: &Egress, templates: &mut Collected, problems: &mut Vec<Problem>) -> Vec<Url> {
+    let Some(Value::Array(texts)) = block.get("url") else {
+        return read_url(block, egress, templates, problems).into_iter().collect();
+    };
+    let mut urls: Vec<Url> = Vec::with_capacity(texts.len());
+    for (n, text) in texts.iter().enumerate() {
+        let path = format!("url.{n}");
+        let Some(text) = text.as_str().filter(|text| !is_template(text)) else {
+            problems.push(problem(&path, "must be a URL without expressions", Some("only a single `url` may depend on the event".into())));
+            continue;
+        };
+        let Some(url) = parse_url(text, &path, egress, problems) else { continue };
+        // What may be sent to one may be sent to all.
+        if urls.first().is_some_and(|first| first.scheme() != url.scheme()) {
+            problems.push(problem(&path, "must begin as the others do", Some("write https:// for all of them".into())));
+        } else if urls.contains(&url) {
+            problems.push(problem(&path, "is listed twice", Some("remove one of the two".into())));
+        } else {
+            urls.push(url);
+        }
+    }
+    if !(1..=ENDPOINTS_MAX).contains(&texts.len()) {
+        problems.push(problem("url", &format!("must list from 1 to {ENDPOINTS_MAX} endpoints"), None));
+    }
+    urls
 }
 
 fn read_url(block: &Block<'_>, egress: &Egress, templates: &mut Collected, problems: &mut Vec<Problem>) -> Option<Url> {
@@ -410,6 +441,17 @@ mod tests {
             assert!(paths.contains(&path), "{path} in {paths:?}");
         }
         assert!(!format!("{problems:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn several_endpoints_are_checked_one_by_one() {
+        let block = |urls: Value| json!({"url": urls, "columns": {"public.a": ["id"]}});
+        assert!(HttpKind.validate(&block(json!(["https://a.example/x", "https://b.example/x"])), false).is_ok());
+        let mixed = json!(["https://a.example/x", "http://b.example/x", "https://a.example/x", "https://{{ after.host }}/x", 7]);
+        let problems = HttpKind.validate(&block(mixed), false).expect_err("broken");
+        let paths: Vec<_> = problems.iter().map(|p| p.path.as_str()).collect();
+        assert_eq!(paths, ["url.1", "url.2", "url.3", "url.4"]);
+        assert_eq!(HttpKind.validate(&block(json!([])), false).expect_err("none")[0].path, "url");
     }
 
     #[test]

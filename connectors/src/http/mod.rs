@@ -16,6 +16,7 @@
 //! | module | owns |
 //! | --- | --- |
 //! | `client` | the way to a target: time, size of answers, TLS, no redirects |
+//! | `balance` | several endpoints of one target |
 //! | `egress` | which addresses may be reached |
 //! | `auth`, `oauth`, `signature` | how a request shows whose it is |
 //! | `sink` | lists, limits, halving, outcomes |
@@ -24,6 +25,7 @@
 
 pub(crate) mod answer;
 pub(crate) mod auth;
+mod balance;
 pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod config;

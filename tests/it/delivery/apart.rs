@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tillstream::config::Connector;
 use tillstream::control;
 use tillstream::delivery::{Breaker, ConnectorState, Mode};
@@ -15,7 +15,7 @@ use tillstream_connectors::registry::Registry;
 
 use super::ledger::Ledger;
 use super::pos::{Capture, connector, insert, journal, start, update};
-use crate::harness::{Level, wait_for};
+use crate::harness::{Level, Proxy, wait_for};
 
 const ROWS: u64 = 10_000;
 /// Events written at once, and how often: 2,000 a second.
@@ -63,8 +63,8 @@ impl Shop {
     }
 }
 
-fn to_lists(address: std::net::SocketAddr) -> Connector {
-    let block = json!({"url": format!("http://{address}/list"), "mode": "batch", "timeout": "5s", "columns": {"public.a": ["id", "qty"]}});
+fn to_lists(url: &Value) -> Connector {
+    let block = json!({"url": url, "allow_private": true, "mode": "batch", "timeout": "5s", "columns": {"public.a": ["id", "qty"]}});
     let target = Registry::built_in().get("http").expect("built in").validate(&block, false).expect("valid");
     let mut connector = connector("loyalty", target);
     connector.tables = vec![("public".into(), "a".into())];
@@ -98,7 +98,7 @@ async fn a_poisoned_row_delays_no_other() {
     let journal = journal(dir.path(), 1).await;
     let mut shop = Shop::open(&journal).await;
     let (ledger, address) = Ledger::start(usize::try_from(ROWS).expect("small"), 0, Duration::ZERO, true).await;
-    let running = start(&journal, vec![to_lists(address)], Mode::Continuous);
+    let running = start(&journal, vec![to_lists(&json!(format!("http://{address}/list")))], Mode::Continuous);
     shop.sell(Duration::from_millis(500), None).await;
     let (mut clean, mut poisoned) = (Vec::new(), Vec::new());
     for round in 0..6 {
@@ -144,7 +144,7 @@ async fn a_target_that_is_away_costs_no_event_and_is_drained_in_order() {
     let journal = journal(dir.path(), 1).await;
     let mut shop = Shop::open(&journal).await;
     let (ledger, address) = Ledger::start(usize::try_from(ROWS).expect("small"), 0, Duration::ZERO, false).await;
-    let mut connector = to_lists(address);
+    let mut connector = to_lists(&json!(format!("http://{address}/list")));
     connector.retry.give_up_after = Some(Duration::from_secs(1));
     if Level::get() == Level::Long {
         connector.retry.max = Duration::from_secs(30);
@@ -176,4 +176,55 @@ async fn a_target_that_is_away_costs_no_event_and_is_drained_in_order() {
     // Its delays level off at the longest one, and every lane had at most one call in the air before the breaker opened.
     let seldom = 40 + 4 * away.as_secs();
     assert!(asked <= seldom, "{asked} calls while the target was away");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_endpoint_among_three_is_left_out_and_comes_back() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = journal(dir.path(), 1).await;
+    let mut shop = Shop::open(&journal).await;
+    let (ledger, address) = Ledger::start(usize::try_from(ROWS).expect("small"), 0, Duration::ZERO, false).await;
+    let mut endpoints = Vec::new();
+    for _ in 0..3 {
+        endpoints.push(Proxy::start(&address.to_string()).await);
+    }
+    let urls: Vec<String> = endpoints.iter().map(|e| format!("http://{}/list", e.address())).collect();
+    let running = start(&journal, vec![to_lists(&json!(urls))], Mode::Continuous);
+    let stats = running.stats.connector("loyalty").expect("there").clone();
+    let failed = || stats.calls_failed.load(Ordering::Relaxed);
+    let bytes = || endpoints.iter().map(Proxy::bytes).collect::<Vec<u64>>();
+    let time = Level::pick(Duration::from_millis(800), Duration::from_secs(3), Duration::from_secs(30));
+
+    shop.sell(time, None).await;
+    let healthy = bytes();
+    assert!(healthy.iter().all(|b| *b > 0), "all three are used: {healthy:?}");
+    endpoints[1].refuse(true);
+    endpoints[1].cut();
+    shop.sell(time, None).await;
+    let dead = bytes();
+    let total = shop.total();
+    wait_for("every event", Duration::from_secs(60), || async { (ledger.applied() == total).then_some(()) }).await;
+    let failed_meanwhile = failed();
+    endpoints[1].refuse(false);
+    let begun = Instant::now();
+    while endpoints[1].bytes() == dead[1] {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not come back");
+        shop.sell(Duration::from_millis(200), None).await;
+    }
+    let returned = begun.elapsed();
+    shop.sell(time, None).await;
+    let total = shop.total();
+    wait_for("every event", Duration::from_secs(60), || async { (ledger.applied() == total).then_some(()) }).await;
+    let of = |later: &[u64], earlier: &[u64]| later.iter().zip(earlier).map(|(l, e)| l - e).collect::<Vec<u64>>();
+    println!(
+        "bytes by endpoint: healthy {healthy:?}, while the second is dead {:?} ({failed_meanwhile} calls failed), after it came back ({returned:?}) {:?}; {} \
+         doubled or out of order",
+        of(&dead, &healthy),
+        of(&bytes(), &dead),
+        ledger.wrong()
+    );
+    assert!(failed_meanwhile <= 12, "{failed_meanwhile} calls failed");
+    assert!(dead[0] > healthy[0] && dead[2] > healthy[2]);
+    assert_eq!((ledger.wrong(), stats.breaker_opened.load(Ordering::Relaxed)), (0, 0));
+    running.stop().await.expect("stops");
 }

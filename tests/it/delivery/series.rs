@@ -75,7 +75,7 @@ impl Series {
             (
                 "engagement.yaml",
                 format!(
-                    "version: 1\nconnector: engagement\n{common}to:\n  http: {{url: \"http://{lists_at}/list\", mode: batch, timeout: 200ms, columns: \
+                    "version: 1\nconnector: engagement\n{common}to:\n  http: {{url: \"http://{lists_at}/list\", allow_private: true, mode: batch, timeout: 200ms, columns: \
                      {{public.a: [id, qty]}}}}\ndelivery: {{lanes: {}, batch: {{items: 200}}}}\n",
                     lanes(8)
                 ),
@@ -83,7 +83,7 @@ impl Series {
             (
                 "profiles.yaml",
                 format!(
-                    "version: 1\nconnector: profiles\n{common}to:\n  http: {{url: \"http://{singles_at}/one\", timeout: 200ms, columns: {{public.a: [id, \
+                    "version: 1\nconnector: profiles\n{common}to:\n  http: {{url: \"http://{singles_at}/one\", allow_private: true, timeout: 200ms, columns: {{public.a: [id, \
                      qty]}}}}\ndelivery: {{lanes: {}, batch: {{items: 50}}}}\n",
                     lanes(32)
                 ),
