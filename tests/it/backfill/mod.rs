@@ -260,7 +260,10 @@ async fn a_commit_that_is_streamed_before_it_is_visible_is_not_overwritten() {
         };
         tokio::select! {
             _ = &mut insert => None,
-            () = cancelled() => Some(insert.await.expect("inserts")),
+            () = cancelled() => {
+                insert.await.expect("inserts");
+                Some(())
+            }
         }
     };
     wait_for("commits to wait for a standby", PATIENCE, waited).await;
