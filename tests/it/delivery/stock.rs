@@ -169,7 +169,8 @@ async fn again_by_http(pipeline: &Pipeline, facts: &[Value], wanted: &Totals) {
     // The files' checkpoint is that of another target.
     for round in 0..2 {
         let state = control::replay(journal.as_ref()).await.expect("replays");
-        let (mut writer, lease) = Writer::take_lease(journal.clone(), "test", "pos", &state, "stock", 0, "test").await.expect("takes over");
+        let (mut writer, lease) =
+            Writer::take_lease(journal.clone(), "test", "pos", &state, "stock", 0, "test", "").await.expect("takes over");
         let checkpoint = Checkpoint { offset: Offset(0), lease: lease.lease, ..state.checkpoint("stock", 0).expect("saved").clone() };
         let back = Checkpoint { ledger: Vec::new(), position: tillstream_schemas::Position::NONE, token: 0, ..checkpoint };
         writer.store_proven(&Record::Checkpoint(back)).await.expect("stored");
