@@ -63,6 +63,9 @@ struct Global {
     /// Form of the log lines on stderr
     #[arg(long, global = true, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
+    /// Environment whose overlays are laid over the files, as `crm.prod.yaml` over `crm.yaml`; also in TILLSTREAM_ENVIRONMENT
+    #[arg(long, global = true, value_name = "NAME")]
+    environment: Option<String>,
 }
 
 /// The pipeline file.
@@ -150,6 +153,13 @@ pub fn run(registry: Registry) -> ExitCode {
 fn prepare(global: &Global) -> Result<(settings::Settings, tokio::runtime::Runtime), End> {
     let flags = settings::Flags { file: global.settings.clone(), log_level: global.log_level.clone(), log_format: global.log_format };
     let failed = |error: String| Failure::new("config.settings", error);
+    let environment = global.environment.clone().or_else(|| std::env::var("TILLSTREAM_ENVIRONMENT").ok().filter(|name| !name.is_empty()));
+    if let Some(name) = environment {
+        if !config::overlay::is_environment(&name) {
+            return Err(failed("an environment is named by small letters, digits, `-` and `_`".to_owned()).into());
+        }
+        config::overlay::set_environment(&name);
+    }
     let settings = settings::load(&flags).map_err(|e| failed(e.to_string()))?;
     crate::telemetry::log::start(&settings.log).map_err(|e| failed(e.to_string()))?;
     // Several libraries bring a provider; the first one installed serves them all.
@@ -168,7 +178,7 @@ impl Command {
         match self {
             Command::Run(arguments) => arguments.format,
             Command::Status(arguments) => arguments.format,
-            Command::Validate(arguments) => arguments.format,
+            Command::Validate(arguments) => arguments.format.of_failures(),
             Command::Tap(arguments) => arguments.failure_format(),
             Command::Preview(arguments) => arguments.format,
             Command::Test(arguments) => arguments.format,
@@ -191,7 +201,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
         Command::Preview(arguments) => preview::run(arguments, &registry).await,
-        Command::Test(arguments) => test::run(&arguments, &registry),
+        Command::Test(arguments) => test::run(&arguments, &registry).await,
         Command::Backfill(command) => backfill::run(command, &settings, &registry).await,
         Command::Diff(arguments) => diff::run(arguments, &settings, &registry).await,
         Command::DeadLetters(command) => dead_letters::run(command, &registry).await,

@@ -634,7 +634,7 @@ mod tests {
                 }
             }
         }
-        let document = Document { name: "x".to_owned(), dir: ".".into(), text: String::new() };
+        let document = Document { name: "x".to_owned(), dir: ".".into(), text: String::new(), overlay: None };
         let mut checker = Checker { document: &document, environment: &|_| None, problems: Vec::new() };
         for keys in ALL {
             visit(&mut checker, keys);

@@ -8,7 +8,8 @@ use super::report::{Code, Problem};
 const BYTES_MAX: u64 = 1 << 20;
 
 /// Words that make a key's value secret wherever it stands: such lines are masked before anything is shown.
-const SECRET_WORDS: [&str; 8] = ["password", "passwd", "secret", "token", "api_key", "apikey", "authorization", "credential"];
+const SECRET_WORDS: [&str; 10] =
+    ["bearer", "private_key", "password", "passwd", "secret", "token", "api_key", "apikey", "authorization", "credential"];
 
 /// A place in a document: bytes of [`Document::text`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,8 +25,10 @@ pub(crate) struct Document {
     pub(crate) name: String,
     /// Where relative paths in it begin.
     pub(crate) dir: PathBuf,
-    /// UTF-8, without byte-order mark, line ends as in the file.
+    /// UTF-8, without byte-order mark, line ends as in the file; of a file with an overlay both, one behind the other.
     pub(crate) text: String,
+    /// Where the overlay's text begins, and its name.
+    pub(crate) overlay: Option<(usize, String)>,
 }
 
 impl Document {
@@ -71,7 +74,7 @@ impl Document {
             Err(error) => {
                 let at = error.utf8_error().valid_up_to();
                 let sound = String::from_utf8_lossy(&error.as_bytes()[..at]).into_owned();
-                let document = Document { name, dir, text: sound };
+                let document = Document { name, dir, text: sound, overlay: None };
                 let help = Some("save it as UTF-8".to_owned());
                 let span = Span { start: at, len: 0 };
                 return Err(document.standing(document.problem(
@@ -83,7 +86,7 @@ impl Document {
                 )));
             }
         };
-        let document = Document { name, dir, text };
+        let document = Document { name, dir, text, overlay: None };
         let control = document.text.char_indices().find(|(_, c)| c.is_control() && !matches!(c, '\n' | '\r' | '\t'));
         if let Some((start, c)) = control {
             let help = Some("remove it; in a double-quoted string it can be written as an escape".to_owned());
@@ -107,14 +110,19 @@ impl Document {
         let end = floor_boundary(&self.text, (span.start + span.len).min(self.text.len())).max(start);
         // A span over several lines is shown by its first.
         let first_line = self.text[start..end].find(['\n', '\r']).unwrap_or(end - start);
-        let (line, column) = self.line_column(start);
+        // Where the file that this place belongs to begins.
+        let (base, file) = match &self.overlay {
+            Some((at, overlay)) if start >= *at => (*at, overlay),
+            _ => (0, &self.name),
+        };
+        let (line, column) = line_column(&self.text[base..], start - base);
         Problem {
             code,
             message: message.into(),
-            file: self.name.clone(),
+            file: file.clone(),
             line,
             column,
-            span: Span { start, len: first_line },
+            span: Span { start: start - base, len: first_line },
             label: label.into(),
             help,
             source: None,
@@ -123,25 +131,54 @@ impl Document {
 
     /// The problem with the masked text of this document, to be shown when the document is gone.
     pub(crate) fn standing(&self, problem: Problem) -> Problem {
-        Problem { source: Some(self.shown().into()), ..problem }
+        Problem { source: Some(self.shown_of(&problem.file).into()), ..problem }
     }
 
-    /// 1-based line and column (in characters) of a byte.
-    fn line_column(&self, at: usize) -> (usize, usize) {
-        let before = &self.text[..at];
-        let line_start = before.rfind('\n').map_or(0, |i| i + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
-    }
-
-    /// The text with everything that may be secret masked, byte for byte as long as the original, so that spans keep
-    /// their meaning: passwords in URLs, and values of keys that sound like secrets.
-    pub(crate) fn shown(&self) -> String {
-        let mut shown = String::with_capacity(self.text.len());
-        for line in self.text.split_inclusive('\n') {
-            shown.push_str(&mask_line(line));
+    /// The masked text of the file of this name: of the overlay, or of the file below it.
+    pub(crate) fn shown_of(&self, file: &str) -> String {
+        let shown = self.shown();
+        match &self.overlay {
+            Some((at, overlay)) if overlay == file => shown[*at..].to_owned(),
+            Some((at, _)) => shown[..*at].to_owned(),
+            None => shown,
         }
-        shown
     }
+
+    /// Lays another file over this one: its text comes behind. Answers by how much its places move.
+    pub(crate) fn lay_over(&mut self, overlay: Document) -> usize {
+        let at = self.text.len();
+        self.text.push_str(&overlay.text);
+        self.overlay = Some((at, overlay.name));
+        at
+    }
+
+    /// Where secrets stand: what would be masked and is neither a reference, an expression nor what becomes of a column.
+    pub(crate) fn literal_secrets(&self) -> Vec<Span> {
+        let shown = self.shown();
+        let (text, shown) = (self.text.as_bytes(), shown.as_bytes());
+        let mut found = Vec::new();
+        let mut start = 0;
+        for line in self.text.split_inclusive('\n') {
+            let bytes = start..start + line.len();
+            start = bytes.end;
+            let masked = |at: &usize| text[*at] != shown[*at] && !b"{}[],".contains(&text[*at]);
+            let Some(first) = bytes.clone().find(masked) else { continue };
+            let len = (first..bytes.end).take_while(|at| text[*at] != shown[*at]).count();
+            let word = self.text.get(first..first + len).unwrap_or_default();
+            let is_policy = ["pass", "drop", "null", "mask", "hash"].contains(&word) || word.starts_with("truncate(");
+            if !line.contains("{{") && !is_policy {
+                found.push(Span { start: first, len });
+            }
+        }
+        found
+    }
+}
+
+/// 1-based line and column (in characters) of a byte.
+fn line_column(text: &str, at: usize) -> (usize, usize) {
+    let before = &text[..at];
+    let line_start = before.rfind('\n').map_or(0, |i| i + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
 fn floor_boundary(text: &str, mut at: usize) -> usize {
@@ -223,6 +260,25 @@ fn is_secret(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn literal_secrets_are_told_from_references_expressions_and_policies() {
+        let lines = [
+            ("url: postgres://u:hunter2@h/d", Some("hunter2")),
+            ("auth: {bearer: hunter2}", Some("hunter2")),
+            ("hash_key: {id: k1, secret: \"${env:KEY}\"}", None),
+            ("token: \"{{ after.token }}\"", None),
+            ("password_hash: drop", None),
+            ("url: postgres://u:${file:pw}@h/d", None),
+        ];
+        for (line, secret) in lines {
+            let document =
+                Document::from_bytes("x".to_owned(), PathBuf::new(), format!("version: 1\n{line}\n").into_bytes()).expect("a text");
+            let found: Vec<&str> =
+                document.literal_secrets().iter().map(|s| document.text[s.start..].split(['}', '@', '\n']).next().unwrap_or("")).collect();
+            assert_eq!(found, secret.into_iter().collect::<Vec<_>>(), "{line}");
+        }
+    }
 
     #[test]
     fn secrets_are_masked_and_lengths_kept() {

@@ -18,6 +18,7 @@ use super::check::{Block, Checked, Checker, nearest};
 use super::colocation;
 use super::document::{Document, Span};
 use super::keys;
+use super::overlay;
 use super::report::{Code, Problem, Report};
 use super::secrets::Environment;
 use super::tree::{self, Node, Value};
@@ -59,10 +60,17 @@ pub struct FileText {
     pub hash: String,
 }
 
+/// Stands between a file and its overlay where both are shown.
+const OVERLAY: &str = "\n# overlay ";
+
 impl FileText {
     fn of(document: &Document) -> FileText {
         let digest = Sha256::digest(document.text.as_bytes());
-        FileText { shown: document.shown(), hash: digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect() }
+        let shown = match &document.overlay {
+            Some((_, overlay)) => format!("{}{OVERLAY}{overlay}\n{}", document.shown_of(&document.name), document.shown_of(overlay)),
+            None => document.shown(),
+        };
+        FileText { shown, hash: digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect() }
     }
 }
 
@@ -81,18 +89,25 @@ pub fn load_file(path: &Path, registry: &Registry) -> Result<CheckedFile, Report
 /// The keys at the top whose values differ between two texts of a file, in the order of the key table; all that are there when one cannot be read.
 #[must_use]
 pub fn changed_keys(before: &str, after: &str) -> Vec<&'static str> {
-    let read = |text: &str| {
+    let parse = |text: &str| {
         let document = Document::from_bytes(String::new(), PathBuf::new(), text.as_bytes().to_vec()).ok()?;
         tree::parse(&document, &mut Vec::new())
     };
-    let value = |tree: &Option<Node>, name: &str| match tree.as_ref().map(|tree| &tree.value) {
+    // A key has changed where it did in the file or in its overlay.
+    let read = |text: &str| match text.split_once(OVERLAY) {
+        Some((base, overlay)) => [parse(base), parse(overlay)],
+        None => [parse(text), None],
+    };
+    let of = |tree: &Option<Node>, name: &str| match tree.as_ref().map(|tree| &tree.value) {
         Some(Value::Map(entries)) => entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node.clone()),
         _ => None,
     };
     let (before, after) = (read(before), read(after));
-    let differs = |name: &str| match (value(&before, name), value(&after, name)) {
-        (Some(a), Some(b)) => !a.same(&b),
-        (a, b) => a.is_some() || b.is_some(),
+    let differs = |name: &&str| {
+        before.iter().zip(&after).any(|(before, after)| match (of(before, name), of(after, name)) {
+            (Some(a), Some(b)) => !a.same(&b),
+            (a, b) => a.is_some() || b.is_some(),
+        })
     };
     keys::CONNECTOR.iter().map(|key| key.name).filter(|name| differs(name)).collect()
 }
@@ -115,26 +130,161 @@ pub fn check_files(paths: &[PathBuf], registry: &Registry) -> Result<Vec<Checked
     if report.is_empty() { Ok(pipelines) } else { Err(report) }
 }
 
-/// The connectors of pipeline files, and of connector files by themselves, which are checked without knowing the source's tables.
+/// The connector files that a pipeline file names, as far as it can be read.
+#[must_use]
+pub fn connector_paths(path: &Path) -> Vec<PathBuf> {
+    let Some((document, tree)) = Document::read(path).ok().and_then(|d| tree::parse(&d, &mut Vec::new()).map(|tree| (d, tree))) else {
+        return Vec::new();
+    };
+    let Value::Map(entries) = &tree.value else { return Vec::new() };
+    let items = entries.iter().find(|(key, _)| key.text == "connectors").map(|(_, node)| &node.value);
+    let Some(Value::List(items)) = items else { return Vec::new() };
+    let path = |item: &Node| if let Value::Scalar { text, .. } = &item.value { Some(document.dir.join(text)) } else { None };
+    items.iter().filter_map(path).collect()
+}
+
+/// The tests of one connector file.
+#[derive(Debug)]
+pub struct Tested {
+    /// The file.
+    pub path: PathBuf,
+    /// Name of the connector.
+    pub name: String,
+    /// What is tested.
+    pub mapping: Option<Arc<Mapping>>,
+    /// The tests.
+    pub tests: Vec<Case>,
+}
+
+/// The tests of connector files, and of those that pipeline files name. They send nothing, so what a secret or an address refers to need not be there.
 ///
 /// # Errors
-/// Every problem of every file.
-pub fn load_connectors(paths: &[PathBuf], registry: &Registry) -> Result<Vec<Connector>, Report> {
+/// Every other problem of every file.
+pub fn load_tests(paths: &[PathBuf], registry: &Registry) -> Result<Vec<Tested>, Report> {
     let environment = |name: &str| std::env::var(name).ok();
-    let (mut report, mut connectors) = (Report::default(), Vec::new());
+    let (mut report, mut tested) = (Report::default(), Vec::new());
     for path in paths {
-        match is_connector(path) {
-            true => connectors.extend(read_connector(path, registry, &environment, &[], &mut report).map(|(connector, _)| connector)),
-            false => {
-                connectors.extend(read_pipeline(path, registry, &environment, &mut report).into_iter().flat_map(|f| f.pipeline.connectors))
+        if is_connector(path) {
+            tested.extend(read_tests(path, registry, &environment, &[], &mut report));
+            continue;
+        }
+        let mut document = match Document::read(path) {
+            Ok(document) => document,
+            Err(problem) => {
+                report.push(problem);
+                continue;
+            }
+        };
+        let mut problems = Vec::new();
+        let tree = overlay::parse(path, &mut document, &mut problems);
+        let mut checker = Checker { document: &document, environment: &environment, problems };
+        let mut connectors = Vec::new();
+        if let Some(tree) = tree {
+            let top = checker.block(&tree, top_of(&tree), "", &keys::PIPELINE, &keys::PIPELINE);
+            let tables = top.block("source").map(|source| source_tables(&mut checker, source)).unwrap_or_default();
+            let paths =
+                top.list("connectors").iter().filter_map(|item| if let Checked::Path(path) = &item.value { Some(path) } else { None });
+            connectors.extend(paths.map(|path| (path.clone(), tables.clone())));
+        }
+        checker.problems.retain(|problem| problem.code != Code::SecretMissing);
+        report.add(&document, checker.problems);
+        for (path, tables) in connectors {
+            tested.extend(read_tests(&path, registry, &environment, &tables, &mut report));
+        }
+    }
+    if report.is_empty() { Ok(tested) } else { Err(report) }
+}
+
+fn read_tests(
+    path: &Path,
+    registry: &Registry,
+    environment: Environment<'_>,
+    tables: &[SourceTable],
+    report: &mut Report,
+) -> Option<Tested> {
+    let mut document = match Document::read(path) {
+        Ok(document) => document,
+        Err(problem) => {
+            report.push(problem);
+            return None;
+        }
+    };
+    let mut problems = Vec::new();
+    let tree = overlay::parse(path, &mut document, &mut problems);
+    let mut checker = Checker { document: &document, environment, problems };
+    let tested = tree.and_then(|tree| {
+        let top = checker.block(&tree, top_of(&tree), "", &keys::CONNECTOR, &keys::CONNECTOR);
+        let (_, mapping, tests) = events(&mut checker, &top, tables);
+        // A target that lacks nothing but its secrets was left out above.
+        if let Some(item) = top.get("to") {
+            let wanted: Vec<_> =
+                top.block("from").map(|from| from.tables("tables")).unwrap_or_default().into_iter().map(|(t, _)| t).collect();
+            sink(&mut checker, item, registry, &wanted, top.get("map").is_some());
+        }
+        Some(Tested { path: path.to_owned(), name: top.text("connector")?, mapping: mapping?, tests: tests? })
+    });
+    checker.problems.retain(|problem| problem.code != Code::SecretMissing);
+    let sound = checker.problems.is_empty();
+    report.add(&document, checker.problems);
+    tested.filter(|_| sound)
+}
+
+/// What is sound in these files and should be looked at all the same: secrets that stand in them, mappings without tests, targets that take repeats,
+/// an admin endpoint that others reach. The files have no problems.
+#[must_use]
+pub fn warnings(files: &[CheckedFile], alone: &[PathBuf]) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let mut secrets = |path: &Path| {
+        let Ok(mut document) = Document::read(path) else { return };
+        overlay::parse(path, &mut document, &mut Vec::new());
+        for span in document.literal_secrets() {
+            let help = "write ${env:NAME} or ${file:PATH}, and change the secret: whoever reads this file knows it".to_owned();
+            let problem = document.problem(Code::LiteralSecret, span, "a secret stands in the file", "here", Some(help));
+            found.push(document.standing(problem));
+        }
+    };
+    for path in alone {
+        secrets(path);
+    }
+    for file in files {
+        secrets(&file.path);
+        file.connectors.iter().for_each(|path| secrets(path));
+    }
+    for file in files {
+        if !file.pipeline.admin.listen.ip().is_loopback() {
+            let (message, help) = (
+                "the admin endpoint has no authentication and listens beyond this machine",
+                "listen on 127.0.0.1, behind a proxy that asks who comes",
+            );
+            found.push(blame(
+                &file.path,
+                &["admin", "listen"],
+                &file.pipeline.admin.listen.to_string(),
+                Code::ExposedAdmin,
+                message.into(),
+                help.into(),
+            ));
+        }
+        for (connector, path) in file.pipeline.connectors.iter().zip(&file.connectors) {
+            if connector.mapping.is_some() && connector.tests.is_empty() {
+                let (message, help) = (
+                    format!("connector {} chooses or maps events and has no tests", connector.name),
+                    "add `tests`; `tillstream preview` shows events to take",
+                );
+                found.push(blame(path, &["connector"], &connector.name, Code::Untested, message, help.to_owned()));
+            }
+            if connector.target.plan().idempotency == Idempotency::None {
+                let message = format!("nothing keeps a repeat from having a second effect at the target of connector {}", connector.name);
+                let help = "name the header in which the target takes a key for each effect, if it takes any";
+                found.push(blame(path, &["to"], connector.kind, Code::NoIdempotency, message, help.to_owned()));
             }
         }
     }
-    if report.is_empty() { Ok(connectors) } else { Err(report) }
+    found
 }
 
 /// Whether the file has the key that only connector files have.
-fn is_connector(path: &Path) -> bool {
+pub(crate) fn is_connector(path: &Path) -> bool {
     let Some(tree) = Document::read(path).ok().and_then(|document| tree::parse(&document, &mut Vec::new())) else { return false };
     matches!(&tree.value, Value::Map(entries) if entries.iter().any(|(k, _)| k.text == "connector") && !entries.iter().any(|(k, _)| k.text == "source"))
 }
@@ -149,15 +299,16 @@ pub(crate) fn load_with(path: &Path, registry: &Registry, environment: Environme
 }
 
 fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>, report: &mut Report) -> Option<CheckedFile> {
-    let document = match Document::read(path) {
+    let mut document = match Document::read(path) {
         Ok(document) => document,
         Err(problem) => {
             report.push(problem);
             return None;
         }
     };
-    let mut checker = Checker { document: &document, environment, problems: Vec::new() };
-    let tree = tree::parse(&document, &mut checker.problems);
+    let mut problems = Vec::new();
+    let tree = overlay::parse(path, &mut document, &mut problems);
+    let mut checker = Checker { document: &document, environment, problems };
     let Some(tree) = tree else {
         report.add(&document, checker.problems);
         return None;
@@ -410,15 +561,17 @@ fn read_connector(
     tables: &[SourceTable],
     report: &mut Report,
 ) -> Option<(Connector, FileText)> {
-    let document = match Document::read(path) {
+    let mut document = match Document::read(path) {
         Ok(document) => document,
         Err(problem) => {
             report.push(problem);
             return None;
         }
     };
-    let mut checker = Checker { document: &document, environment, problems: Vec::new() };
-    let connector = tree::parse(&document, &mut checker.problems).and_then(|tree| {
+    let mut problems = Vec::new();
+    let tree = overlay::parse(path, &mut document, &mut problems);
+    let mut checker = Checker { document: &document, environment, problems };
+    let connector = tree.and_then(|tree| {
         let top = checker.block(&tree, top_of(&tree), "", &keys::CONNECTOR, &keys::CONNECTOR);
         connector(&mut checker, &top, registry, tables)
     });
@@ -429,20 +582,8 @@ fn read_connector(
 
 fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables: &[SourceTable]) -> Option<Connector> {
     let from = top.block("from");
-    let mut wanted: Vec<(String, String)> = Vec::new();
-    for ((schema, table), span) in from.map(|from| from.tables("tables")).unwrap_or_default() {
-        if wanted.contains(&(schema.clone(), table.clone())) {
-            let message = format!("table `{schema}.{table}` is listed twice");
-            checker.problem(Code::DuplicateName, span, message, "again", Some("remove one of the two".to_owned()));
-        } else if !tables.is_empty() && !tables.iter().any(|t| t.schema == schema && t.table == table) {
-            unknown_table(checker, &schema, &table, span, tables, "the pipeline's `source.tables`");
-        }
-        wanted.push((schema, table));
-    }
     let has_map = top.get("map").is_some();
-    let lookups = lookups(checker, top, tables);
-    let mapping = mapping(checker, top, lookups.as_deref().unwrap_or_default());
-    let tests = tests(checker, top, &wanted, has_map, lookups.as_deref().unwrap_or_default());
+    let (wanted, mapping, tests) = events(checker, top, tables);
     let target = top.get("to").and_then(|item| sink(checker, item, registry, &wanted, has_map));
     let (from, (kind, target)) = (from?, target?);
     let ops = from.list("ops").iter().filter_map(|item| if let Checked::Text(text) = &item.value { op(text) } else { None }).collect();
@@ -483,6 +624,31 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
         },
         keep: Keep { images: from.text("before")? == "kept", memory: top.size("memory")? },
     })
+}
+
+/// Which events a connector takes, what it makes of them, and its tests.
+#[allow(clippy::type_complexity)] // Three parts of one file, taken apart at once.
+fn events(
+    checker: &mut Checker<'_>,
+    top: &Block,
+    tables: &[SourceTable],
+) -> (Vec<(String, String)>, Option<Option<Arc<Mapping>>>, Option<Vec<Case>>) {
+    let from = top.block("from");
+    let mut wanted: Vec<(String, String)> = Vec::new();
+    for ((schema, table), span) in from.map(|from| from.tables("tables")).unwrap_or_default() {
+        if wanted.contains(&(schema.clone(), table.clone())) {
+            let message = format!("table `{schema}.{table}` is listed twice");
+            checker.problem(Code::DuplicateName, span, message, "again", Some("remove one of the two".to_owned()));
+        } else if !tables.is_empty() && !tables.iter().any(|t| t.schema == schema && t.table == table) {
+            unknown_table(checker, &schema, &table, span, tables, "the pipeline's `source.tables`");
+        }
+        wanted.push((schema, table));
+    }
+    let has_map = top.get("map").is_some();
+    let lookups = lookups(checker, top, tables);
+    let mapping = mapping(checker, top, lookups.as_deref().unwrap_or_default());
+    let tests = tests(checker, top, &wanted, has_map, lookups.as_deref().unwrap_or_default());
+    (wanted, mapping, tests)
 }
 
 fn op(text: &str) -> Option<Op> {
@@ -658,7 +824,7 @@ fn place_problem(document: &Document, problem: registry::Problem, node: &Node, k
 /// A problem that was found outside the file: at the first place below `below` where `word` stands, else at the block itself.
 #[must_use]
 pub fn blame(file: &Path, below: &[&str], word: &str, code: Code, message: String, help: String) -> Problem {
-    let read = Document::read(file).ok().and_then(|document| Some((tree::parse(&document, &mut Vec::new())?, document)));
+    let read = Document::read(file).ok().and_then(|mut document| Some((overlay::parse(file, &mut document, &mut Vec::new())?, document)));
     let Some((tree, document)) = read else {
         // It was there a moment ago.
         return Problem::of_file(&file.display().to_string(), code, message, Some(help));

@@ -58,6 +58,11 @@ codes! {
     BadSink => "config.bad_sink",
     BadMapping => "config.bad_mapping",
     NotColocated => "config.not_colocated",
+    TestFailed => "config.test_failed",
+    Untested => "config.untested",
+    LiteralSecret => "config.literal_secret",
+    NoIdempotency => "config.no_idempotency",
+    ExposedAdmin => "config.exposed_admin",
 }
 
 impl fmt::Display for Code {
@@ -188,10 +193,14 @@ impl Report {
         if problems.is_empty() {
             return;
         }
-        let shown: Arc<str> = document.shown().into();
-        problems.sort_by_key(|p| (p.span.start, p.line));
+        let over = |problem: &Problem| problem.file != document.name;
+        let shown: Arc<str> = document.shown_of(&document.name).into();
+        let overlay: Option<Arc<str>> = document.overlay.as_ref().map(|(_, name)| document.shown_of(name).into());
+        problems.sort_by_key(|p| (over(p), p.span.start, p.line));
         for mut problem in problems {
-            problem.source = Some(shown.clone());
+            // What an overlay says of itself before it is laid over knows its text already.
+            let text = if over(&problem) { overlay.clone().or(problem.source.take()) } else { Some(shown.clone()) };
+            problem.source = text;
             self.problems.push(problem);
         }
     }
@@ -209,21 +218,16 @@ impl Report {
     /// For people: each problem with its line and a caret; `color` asks for ANSI colours.
     #[must_use]
     pub fn render(&self, color: bool) -> String {
-        let theme = if color { miette::GraphicalTheme::unicode() } else { miette::GraphicalTheme::unicode_nocolor() };
-        let handler = miette::GraphicalReportHandler::new_themed(theme).with_width(110).with_context_lines(1).with_links(false);
-        let mut text = String::new();
-        for problem in &self.problems {
-            let place =
-                if problem.line > 0 { format!("{}:{}:{}", problem.file, problem.line, problem.column) } else { problem.file.clone() };
-            text.push_str(&format!("error[{}]: {place}\n", problem.code));
-            if handler.render_report(&mut text, problem).is_err() {
-                text.push_str(&format!("  {}\n", problem.message));
-            }
-            text.push('\n');
-        }
+        let mut text: String = self.problems.iter().map(|problem| one("error", problem, color)).collect();
         let n = self.problems.len();
         text.push_str(&format!("{n} problem{}; `tillstream explain CODE` tells more of each\n", if n == 1 { "" } else { "s" }));
         text
+    }
+
+    /// As [`render`](Self::render), of something that is no fault.
+    #[must_use]
+    pub fn render_warning(warning: &Problem, color: bool) -> String {
+        one("warning", warning, color)
     }
 
     /// For machines.
@@ -231,6 +235,18 @@ impl Report {
     pub fn to_json(&self) -> serde_json::Value {
         self.problems.iter().map(Problem::to_json).collect()
     }
+}
+
+fn one(level: &str, problem: &Problem, color: bool) -> String {
+    let theme = if color { miette::GraphicalTheme::unicode() } else { miette::GraphicalTheme::unicode_nocolor() };
+    let handler = miette::GraphicalReportHandler::new_themed(theme).with_width(110).with_context_lines(1).with_links(false);
+    let place = if problem.line > 0 { format!("{}:{}:{}", problem.file, problem.line, problem.column) } else { problem.file.clone() };
+    let mut text = format!("{level}[{}]: {place}\n", problem.code);
+    if handler.render_report(&mut text, problem).is_err() {
+        text.push_str(&format!("  {}\n", problem.message));
+    }
+    text.push('\n');
+    text
 }
 
 impl fmt::Display for Report {
