@@ -72,7 +72,7 @@ fn every_broken_file_is_told_all_its_faults_with_code_place_and_remedy() {
 fn every_command_has_help_with_examples_and_says_it_on_stdout() {
     let dir = scratch("help");
     let mut pages = String::new();
-    let commands: [&[&str]; 22] = [
+    let commands: [&[&str]; 25] = [
         &[],
         &["connector", "new"],
         &["sandbox"],
@@ -95,6 +95,9 @@ fn every_command_has_help_with_examples_and_says_it_on_stdout() {
         &["dead-letters", "redrive"],
         &["dead-letters", "diagnose"],
         &["dead-letters", "discard"],
+        &["dead-letters", "edit"],
+        &["dead-letters", "export"],
+        &["why"],
     ];
     for command in commands {
         let mut arguments = command.to_vec();

@@ -405,7 +405,7 @@ fn validate_names_its_layers_and_speaks_to_people_machines_and_pull_requests() {
     );
     // Warnings: sound, unless they are denied.
     let untested = CRM.replace("tests:", "retry: {}\nignored:").split("ignored:").next().expect("the beginning").to_owned()
-        + "on_delete: ignore\nto:\n  http: {url: https://crm.example/v1, idempotency_header: none, auth: {bearer: hunter2-hunter2}}\n";
+        + "on_delete: ignore\nto:\n  http: {url: https://crm.example/v1, idempotency_header: none, i_accept_duplicates: true, auth: {bearer: hunter2-hunter2}}\n";
     write("crm.yaml", &untested);
     write("tillstream.yaml", &format!("{PIPELINE}admin: {{listen: \"0.0.0.0:7410\"}}\n"));
     let (code, _, err) = run(&dir, &["validate", "--offline"], &[]);

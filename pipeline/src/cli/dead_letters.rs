@@ -1,4 +1,4 @@
-//! `dead-letters`: what targets refused, why, whether it would pass now, the request to try again, and the decision not to.
+//! `dead-letters`: what targets refused, why, whether it would pass now, other values for it, the request to try again, and the decision not to.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use super::ConfigFile;
 use super::output::{self, End, Format};
 use crate::control::{self, State, Writer};
 use crate::delivery::dead_letter::{self, Wanted};
+use crate::delivery::edit::{self, Change};
 use crate::journal::{self, Journal};
 use crate::ops::failure::Failure;
 
@@ -19,7 +20,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Shows and redrives what targets refused for good
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// List open dead letters by connector and code
+    /// List open dead letters by connector, code and field
     #[command(after_help = "Example:\n  tillstream dead-letters list --connector engagement")]
     List(List),
     /// Show open dead letters one by one, values masked
@@ -27,9 +28,17 @@ pub(super) enum Command {
     Show(Show),
     /// Ask for open dead letters to be delivered again, under the key and version they had
     #[command(
-        after_help = "Examples:\n  tillstream dead-letters redrive --connector engagement --code http.status_422 --dry-run\n  tillstream dead-letters redrive --connector engagement --id e1-0/16B3748-17\n\nThe process that delivers the connector sends them, or the next one that runs."
+        after_help = "Examples:\n  tillstream dead-letters redrive --connector engagement --code http.status_422 --dry-run\n  tillstream dead-letters redrive --connector engagement --limit 1000 --rate 50/s\n\nThe process that delivers the connector sends them, or the next one that runs."
     )]
-    Redrive(Redrive),
+    Redrive(Paced),
+    /// Put other values into the row of an open dead letter, to be delivered under the same id
+    #[command(
+        after_help = "Example:\n  tillstream dead-letters edit --connector engagement --id e1-0/16B3748-17 --set after.tier=gold --reason \"typing error at the till\"\n  tillstream dead-letters redrive --connector engagement --id e1-0/16B3748-17\n\nThe columns, the reason and who gave it stay in the control journal; the source is not changed, and the row's next event brings what stands there."
+    )]
+    Edit(Edit),
+    /// Print open dead letters in full, one JSON document a line
+    #[command(after_help = "Example:\n  tillstream dead-letters export --connector engagement --unmask > refused.ndjson")]
+    Export(Export),
     /// Try the connector files as they are now on open dead letters, and send nothing
     #[command(
         after_help = "Example:\n  tillstream dead-letters diagnose --connector engagement\n\nWhat the target would say is not known before it is asked."
@@ -92,6 +101,55 @@ pub(super) struct Show {
     format: Format,
 }
 
+/// Arguments of `edit`.
+#[derive(Debug, Args)]
+pub(super) struct Edit {
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Connector that has the dead letter
+    #[arg(long, value_name = "NAME")]
+    connector: String,
+    /// Its event
+    #[arg(long, value_name = "EVENT_ID")]
+    id: String,
+    /// Another value for a column, as after.tier=gold; JSON, or else text; may be repeated
+    #[arg(long = "set", value_name = "PATH=VALUE", required = true, value_parser = parse_change)]
+    set: Vec<Change>,
+    /// Why; kept with the decision
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// Only check that it can be changed so
+    #[arg(long)]
+    dry_run: bool,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    #[command(flatten)]
+    config: ConfigFile,
+    #[command(flatten)]
+    choice: Choice,
+    /// Print the rows' values
+    #[arg(long)]
+    unmask: bool,
+}
+
+fn parse_change(text: &str) -> Result<Change, String> {
+    let (path, value) = text.split_once('=').ok_or_else(|| "write PATH=VALUE, as after.tier=gold".to_owned())?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| serde_json::Value::String(value.to_owned()));
+    Ok(Change { path: path.to_owned(), value })
+}
+
+/// Events a second.
+fn parse_rate(text: &str) -> Result<usize, String> {
+    let number = text.strip_suffix("/s").and_then(|n| n.parse().ok());
+    number.filter(|n| (1..=10_000).contains(n)).ok_or_else(|| "write 50/s, at most 10000/s".to_owned())
+}
+
 /// Arguments of `redrive`.
 #[derive(Debug, Args)]
 pub(super) struct Redrive {
@@ -102,12 +160,25 @@ pub(super) struct Redrive {
     /// All open dead letters, where nothing narrows the choice
     #[arg(long)]
     all: bool,
+    /// At most so many, oldest first
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
     /// Only say how many are meant
     #[arg(long)]
     dry_run: bool,
     /// How it is printed
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+}
+
+/// Arguments of `redrive` alone.
+#[derive(Debug, Args)]
+pub(super) struct Paced {
+    #[command(flatten)]
+    request: Redrive,
+    /// Ask for so many a second, as 50/s, and not for all at once
+    #[arg(long, value_parser = parse_rate, value_name = "RATE")]
+    rate: Option<usize>,
 }
 
 /// Arguments of `discard`.
@@ -125,7 +196,9 @@ impl Command {
         match self {
             Command::List(list) | Command::Diagnose(list) => list.format,
             Command::Show(show) => show.format,
-            Command::Redrive(redrive) => redrive.format,
+            Command::Redrive(redrive) => redrive.request.format,
+            Command::Edit(edit) => edit.format,
+            Command::Export(_) => Format::Json,
             Command::Discard(discard) => discard.request.format,
         }
     }
@@ -141,11 +214,19 @@ pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End
             let state = read(&show.config, registry).await?.2;
             print_letters(&state, &show)
         }
-        Command::Redrive(redrive) => request(redrive, None, registry).await,
+        Command::Redrive(Paced { request: meant, rate }) => request(meant, rate, None, registry).await,
+        Command::Edit(edit) => change(edit, registry).await,
+        Command::Export(export) => {
+            let state = read(&export.config, registry).await?.2;
+            for letter in dead_letter::select(&state, &export.choice.wanted()) {
+                output::print(dead_letter::show(letter, export.unmask))?;
+            }
+            Ok(())
+        }
         Command::Discard(Discard { reason, .. }) if reason.trim().is_empty() => {
             Err(Failure::new("usage.arguments", "say why in --reason".to_owned()).into())
         }
-        Command::Discard(Discard { request: meant, reason }) => request(meant, Some(&reason), registry).await,
+        Command::Discard(Discard { request: meant, reason }) => request(meant, None, Some(&reason), registry).await,
         Command::Diagnose(list) => {
             let (pipeline, journal, state) = read(&list.config, registry).await?;
             let (wanted, source) = (list.choice.wanted(), &pipeline.source.name);
@@ -179,6 +260,7 @@ fn print_list(state: &State, wanted: &Wanted, format: Format) -> Result<(), End>
     for group in groups {
         let asked = if group.redrive_requested > 0 { format!(", {} asked for again", group.redrive_requested) } else { String::new() };
         let (connector, code) = (output::clean(&group.connector), output::clean(&group.code));
+        let code = group.field.as_ref().map_or_else(|| code.clone(), |field| format!("{code}  {}", output::clean(field)));
         output::print(format_args!(
             "{connector}  {code}  {}{asked}  since {}  e.g. {}: {}",
             group.count,
@@ -226,25 +308,36 @@ fn print_diagnoses(diagnoses: &[dead_letter::Diagnosis], format: Format) -> Resu
 }
 
 /// Asks for a redrive, or discards where there is a reason to.
-async fn request(redrive: Redrive, discard: Option<&str>, registry: &Registry) -> Result<(), End> {
+async fn request(redrive: Redrive, rate: Option<usize>, discard: Option<&str>, registry: &Registry) -> Result<(), End> {
     let wanted = redrive.choice.wanted();
     if wanted == Wanted::default() && !redrive.all {
         return Err(Failure::new("usage.arguments", "name a connector, a code or events, or say --all").into());
     }
     let (pipeline, journal, state) = read(&redrive.config, registry).await?;
-    let meant = dead_letter::select(&state, &wanted).len();
+    let letters = dead_letter::select(&state, &wanted);
+    let event_ids: Vec<String> = letters.iter().take(redrive.limit.unwrap_or(usize::MAX)).map(|l| l.letter.event_id.clone()).collect();
+    let meant = event_ids.len();
+    if discard.is_none() {
+        warn_of_forgotten(&pipeline, &letters[..meant]);
+    }
+    // Named one by one: what is refused after this look is not meant.
+    let wanted = Wanted { event_ids, ..wanted };
     if meant > 0 && !redrive.dry_run {
         let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
         let command = if discard.is_some() { "discard" } else { "redrive" };
         let who = format!("{user} pid {}: dead-letters {command}", std::process::id());
-        let asked = async {
-            let mut writer = Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &who).await?;
-            match discard {
-                Some(reason) => dead_letter::discard(&mut writer, &state, &wanted, reason, &who).await,
-                None => dead_letter::redrive(&mut writer, &state, &wanted, &who).await,
+        let mut writer = in_time(Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &who)).await??;
+        match discard {
+            Some(reason) => drop(in_time(dead_letter::discard(&mut writer, &state, &wanted, reason, &who)).await??),
+            None => {
+                let mut pace = tokio::time::interval(Duration::from_secs(1));
+                for event_ids in wanted.event_ids.chunks(rate.unwrap_or(meant)) {
+                    pace.tick().await;
+                    let some = Wanted { event_ids: event_ids.to_vec(), ..wanted.clone() };
+                    in_time(dead_letter::redrive(&mut writer, &state, &some, &who)).await??;
+                }
             }
-        };
-        in_time(asked).await??;
+        }
     }
     let done = if redrive.dry_run { 0 } else { meant };
     match (redrive.format, discard) {
@@ -253,6 +346,55 @@ async fn request(redrive: Redrive, discard: Option<&str>, registry: &Registry) -
         (Format::Human, _) if redrive.dry_run => output::print(format_args!("{meant} dead letters are meant; nothing was done"))?,
         (Format::Human, Some(_)) => output::print(format_args!("discarded {meant} dead letters"))?,
         (Format::Human, None) => output::print(format_args!("asked for {meant} dead letters to be delivered again"))?,
+    }
+    Ok(())
+}
+
+/// A target that has forgotten a key takes what it had already taken for new.
+fn warn_of_forgotten(pipeline: &crate::config::Pipeline, letters: &[&control::Letter]) {
+    for connector in &pipeline.connectors {
+        let Some(remembers) = connector.target.plan().remembers else { continue };
+        let oldest = control::now_ms() - i64::try_from(remembers.as_millis()).unwrap_or(i64::MAX);
+        let old = letters.iter().filter(|l| l.letter.connector == connector.name && l.letter.first_at_ms < oldest).count();
+        if old > 0 {
+            let (name, hours) = (&connector.name, remembers.as_secs() / 3600);
+            eprintln!(
+                "warning: {old} of them were first sent more than {hours} h ago, and the target of {name} remembers keys no longer than that: an effect that it \
+                 had without saying so comes a second time"
+            );
+        }
+    }
+}
+
+/// Puts other values into a dead letter's row.
+async fn change(edit: Edit, registry: &Registry) -> Result<(), End> {
+    if edit.reason.trim().is_empty() {
+        return Err(Failure::new("usage.arguments", "say why in --reason").into());
+    }
+    let (pipeline, journal, state) = read(&edit.config, registry).await?;
+    let Some(letter) = state.dead_letter(&edit.connector, &edit.id) else {
+        let what = format!("connector {} has no open dead letter of event {}", output::clean(&edit.connector), output::clean(&edit.id));
+        return Err(Failure::new("usage.arguments", what).into());
+    };
+    let edited = edit::edited(&letter.letter, &edit.set).map_err(|error| Failure::new("usage.arguments", error.to_string()))?;
+    if !edit.dry_run {
+        let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
+        let who = format!("{user} pid {}: dead-letters edit", std::process::id());
+        let stored = async {
+            let mut writer = Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &who).await?;
+            edit::store(&mut writer, edited, &edit.set, &edit.reason, &who).await
+        };
+        in_time(stored).await??;
+    }
+    let columns: Vec<&str> = edit.set.iter().map(|change| change.path.as_str()).collect();
+    match edit.format {
+        Format::Json => output::print(serde_json::json!({"edited": !edit.dry_run, "columns": columns}))?,
+        Format::Human if edit.dry_run => output::print("it can be changed so; nothing was done")?,
+        Format::Human => output::print(format_args!(
+            "edited {}; ask for it with `tillstream dead-letters redrive --id {}`",
+            columns.join(", "),
+            edit.id
+        ))?,
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ mod status;
 mod tap;
 mod test;
 mod validate;
+mod why;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -108,6 +109,8 @@ enum Command {
     Schema(schema::Command),
     /// Check configuration files: syntax, keys, references, and the live catalogue
     Validate(validate::Arguments),
+    /// Tell one row's whole life: commit, place in the journal, and what became of it at every connector
+    Why(why::Arguments),
     /// Run the tests that stand in connector files
     Test(test::Arguments),
     /// Show how connector files differ from what the running process delivers by
@@ -188,6 +191,7 @@ impl Command {
             Command::Epoch(command) => command.format(),
             Command::Schema(command) => command.format(),
             Command::Doctor(arguments) => arguments.format,
+            Command::Why(arguments) => arguments.format,
             Command::Plan(arguments) => arguments.format(),
             Command::Apply(arguments) => arguments.format(),
             Command::Setup(_) | Command::Explain(_) | Command::Connector(_) | Command::Sandbox(_) | Command::Demo(_) => Format::Human,
@@ -208,6 +212,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Epoch(command) => epoch::run(command, &registry).await,
         Command::Schema(command) => schema::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,
+        Command::Why(arguments) => why::run(arguments, &registry).await,
         Command::Plan(arguments) => plan::plan(arguments, &settings, &registry).await,
         Command::Apply(arguments) => plan::apply(arguments, &settings, &registry).await,
         Command::Setup(arguments) => setup::run(arguments, &registry).await,

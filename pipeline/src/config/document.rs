@@ -152,6 +152,16 @@ impl Document {
         at
     }
 
+    /// The text with everything that may be secret masked, byte for byte as long as the original, so that spans keep
+    /// their meaning: passwords in URLs, and values of keys that sound like secrets.
+    pub(crate) fn shown(&self) -> String {
+        let mut shown = String::with_capacity(self.text.len());
+        for line in self.text.split_inclusive('\n') {
+            shown.push_str(&mask_line(line));
+        }
+        shown
+    }
+
     /// Where secrets stand: what would be masked and is neither a reference, an expression nor what becomes of a column.
     pub(crate) fn literal_secrets(&self) -> Vec<Span> {
         let shown = self.shown();

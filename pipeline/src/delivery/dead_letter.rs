@@ -10,13 +10,15 @@ use crate::config::Connector;
 use crate::control::{ControlError, DeadLetter, DeadLetterSettled, Letter, Record, RedriveRequested, Settled, State, Writer, now_ms};
 use crate::journal::Journal;
 
-/// Dead letters of one connector with one code.
+/// Dead letters of one connector with one code, of one field where the message names one.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Group {
     /// The connector.
     pub connector: String,
     /// The code of the refusal.
     pub code: String,
+    /// What the message begins with in backquotes: the leaf of a map, or what the target objected to.
+    pub field: Option<String>,
     /// How many.
     pub count: usize,
     /// How many of them wait for a redrive that was asked for.
@@ -58,15 +60,22 @@ pub fn select<'a>(state: &'a State, wanted: &Wanted) -> Vec<&'a Letter> {
     letters
 }
 
-/// Groups by connector and code.
+/// The field that a message is about: what it begins with in backquotes.
+fn field(message: &str) -> Option<String> {
+    let (field, _) = message.strip_prefix('`')?.split_once('`')?;
+    Some(field.to_owned())
+}
+
+/// Groups by connector, code and field.
 #[must_use]
 pub fn list(state: &State, wanted: &Wanted) -> Vec<Group> {
-    let mut groups: BTreeMap<(String, String), Group> = BTreeMap::new();
+    let mut groups: BTreeMap<(String, String, Option<String>), Group> = BTreeMap::new();
     for Letter { letter, redrive_requested } in select(state, wanted) {
-        let key = (letter.connector.clone(), letter.code.clone());
+        let key = (letter.connector.clone(), letter.code.clone(), field(&letter.message));
         let group = groups.entry(key).or_insert_with(|| Group {
             connector: letter.connector.clone(),
             code: letter.code.clone(),
+            field: field(&letter.message),
             count: 0,
             redrive_requested: 0,
             first_at_ms: letter.first_at_ms,

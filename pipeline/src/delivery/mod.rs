@@ -22,6 +22,7 @@
 
 mod assignment;
 pub mod dead_letter;
+pub mod edit;
 mod events;
 pub mod filter;
 mod gate;
