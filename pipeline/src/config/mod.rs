@@ -37,7 +37,10 @@ use tillstream_schemas::{HashKey, Op, Policy};
 
 pub(crate) use check::nearest;
 pub use keys::reference;
-pub use raw::{CheckedFile, FileText, Tested, blame, changed_keys, check_files, connector_paths, load, load_file, load_tests, warnings};
+pub use raw::{
+    CheckedFile, FileText, Tested, blame, changed_keys, check_files, connector_paths, load, load_connectors, load_file, load_tests,
+    warnings,
+};
 pub use report::{Code, Problem, Report};
 
 /// A whole pipeline: one source, one journal, its connectors.

@@ -130,6 +130,24 @@ pub fn check_files(paths: &[PathBuf], registry: &Registry) -> Result<Vec<Checked
     if report.is_empty() { Ok(pipelines) } else { Err(report) }
 }
 
+/// The connectors of pipeline files, and of connector files by themselves, which are checked without knowing the source's tables.
+///
+/// # Errors
+/// Every problem of every file.
+pub fn load_connectors(paths: &[PathBuf], registry: &Registry) -> Result<Vec<Connector>, Report> {
+    let environment = |name: &str| std::env::var(name).ok();
+    let (mut report, mut connectors) = (Report::default(), Vec::new());
+    for path in paths {
+        match is_connector(path) {
+            true => connectors.extend(read_connector(path, registry, &environment, &[], &mut report).map(|(connector, _)| connector)),
+            false => {
+                connectors.extend(read_pipeline(path, registry, &environment, &mut report).into_iter().flat_map(|f| f.pipeline.connectors))
+            }
+        }
+    }
+    if report.is_empty() { Ok(connectors) } else { Err(report) }
+}
+
 /// The connector files that a pipeline file names, as far as it can be read.
 #[must_use]
 pub fn connector_paths(path: &Path) -> Vec<PathBuf> {
