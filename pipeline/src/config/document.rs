@@ -243,7 +243,8 @@ fn mask_line(line: &str) -> String {
         for word in SECRET_WORDS {
             if let Some(at) = lower.find(word) {
                 // From the colon that follows the word: `{user: x, password: y}` keeps the user.
-                if let Some(after) = line[at..].find(':') {
+                // A colon inside a reference that follows belongs to that.
+                if let Some(after) = line[at..].find(':').filter(|after| !line[at..at + after].contains("${")) {
                     mask(at + after + 1, line.len());
                 } else if colon < at {
                     // `Authorization`-like text as a value: keep it, it is a name.
