@@ -17,8 +17,8 @@
 
 mod backfill;
 mod encode;
-mod member;
 mod history;
+mod member;
 mod record;
 mod replay;
 mod snapshot;
@@ -29,8 +29,8 @@ mod writer;
 
 pub use backfill::{BackfillJob, BackfillOptions, BackfillSpec, BackfillState};
 pub use encode::{Stamp, encode};
-pub use member::{Member, Place, Presence};
 pub use history::{Happened, history};
+pub use member::{Member, Place, Presence};
 pub use record::{
     Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, LayoutColumn, Lease, LoadFinished, OpenLetter,
     Operator, Partitioning, Piece, Record, RedriveRequested, Released, Session, Settled, Snapshot, TableLayout, now_ms,
