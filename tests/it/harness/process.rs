@@ -67,6 +67,13 @@ impl Process {
         assert_eq!(status.signal(), Some(9), "{} ended by itself before the kill: {status}; {}", self.name, tail(&self.stderr()));
     }
 
+    /// kill -9, unless it ended by itself: for a client whose server went away first.
+    pub(crate) async fn end(mut self) {
+        // A child that has ended cannot be killed; either way there is one to wait for.
+        let _ = self.child.start_kill();
+        self.child.wait().await.expect("a child can be waited for");
+    }
+
     /// SIGTERM; it has to end within the deadline, in good order.
     pub(crate) async fn terminate(self, within: Duration) {
         let pid = self.pid().to_string();

@@ -88,7 +88,7 @@ async fn a_server_that_shuts_down_does_not_wait_for_a_journal_that_is_away() {
         let took = began.elapsed();
         println!("pg_ctl stop -m fast with the broker {}: {:.1} s", if gone { "stopped" } else { "stalled" }, took.as_secs_f64());
         assert!(took < Duration::from_secs(10), "{took:?}");
-        traffic.kill9().await;
+        traffic.end().await;
         if gone {
             broker.control("start").await;
         } else {
@@ -105,7 +105,7 @@ async fn a_server_that_shuts_down_does_not_wait_for_a_journal_that_is_away() {
     server.control("stop").await;
     println!("pg_ctl stop -m fast with everything well: {:.1} s", began.elapsed().as_secs_f64());
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    traffic.kill9().await;
+    traffic.end().await;
     server.control("start").await;
     running.ready().await;
     running.process.terminate(Duration::from_secs(10)).await;
