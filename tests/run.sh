@@ -2,7 +2,7 @@
 # Runs every test of Tillstream against real servers. Needs nothing but Debian, root (or the servers installed) and Rust.
 #
 #   tests/run.sh          what CI runs: format, lints, unit tests, integration tests, the capture suite on PostgreSQL 18 as well
-#   tests/run.sh quick    without lints, with the shortest series, without the tests that wait for somebody's patience: under two minutes after the build
+#   tests/run.sh quick    without lints, with the shortest series, without the tests that wait for somebody's patience
 #   tests/run.sh long     before a release: 10,000 seeds of the model, the whole kill matrix, big drains, both demos
 #   tests/run.sh matrix [MAJOR...]  the capture suite on PostgreSQL 14 15 16 17 18, and its table of failures
 #
@@ -92,8 +92,6 @@ integration() {
             grep -q "^$name" <<<"$all" || die "no test is called $name any more"
             skips+=(--skip "$name")
         done
-        # Three at a time: what is left still waits more than it computes.
-        skips+=(--test-threads 3)
     fi
     its "${skips[@]}" | tee "$logs/$installed.log"
 }
