@@ -83,10 +83,13 @@ step cargo test --release --locked --workspace --lib --bins
 installed=$(basename "$(dirname "$(docker/postgres.sh bin)")")
 # What takes most of its time waiting (for a server's timeouts, for kills, for processes to be taken over) is no part of a quick run.
 patient=(slot::stall slot::idle slot::refill slot::readers slot::spill faults::kills faults::absent contract::broker contract::cut_connections contract::tls
+    contract::what_can_not_work contract::a_deleted_stream contract::a_stream_that_ends
     e2e::shutdown backfill::long backfill::speed backfill::commands::an_id backfill::commands::backfills_that)
 integration() {
     local skips=() all name
     if [ "$level" = quick ]; then
+        # Its tests wait more than they work.
+        skips+=(--test-threads "$(($(nproc) * 2))")
         all=$(its --list)
         for name in "${patient[@]}"; do
             grep -q "^$name" <<<"$all" || die "no test is called $name any more"

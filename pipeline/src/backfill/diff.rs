@@ -112,7 +112,10 @@ impl Comparison<'_> {
         let unknown = || Refused { code: "backfill.unknown_table", what: format!("the connector's target does not take {schema}.{table}") };
         let (key_names, column_names) = self.target.columns(schema, table).ok_or_else(unknown)?;
         let walks = only.is_none() && self.filter.is_none();
-        let session = Session::open(self.source, self.pipeline, walks).await.map_err(source)?;
+        let session = Session::open(self.source, self.pipeline).await.map_err(source)?;
+        if walks {
+            session.walk().await.map_err(source)?;
+        }
         let publication = plan::publication(&session, self.source).await.map_err(source)?;
         let conditions = self.filter.map(str::to_owned).into_iter().collect();
         let choice = Choice { columns: key_names.iter().chain(&column_names).cloned().collect(), conditions };

@@ -110,7 +110,7 @@ impl Job {
 
     /// Goes through all tables once.
     async fn round(&mut self) -> Result<Round, Failure> {
-        let session = Session::open(&self.shared.source, &self.shared.pipeline, false).await?;
+        let session = Session::open(&self.shared.source, &self.shared.pipeline).await?;
         let publication = plan::publication(&session, &self.shared.source).await?;
         let mut round = Round::Complete;
         let mut parts = VecDeque::new();
@@ -140,8 +140,7 @@ impl Job {
                 Err(failure) => return Err(failure),
             }
         }
-        drop(session);
-        match self.read(parts).await? {
+        match self.read(session, parts).await? {
             Round::Complete => {}
             other => round = other,
         }
@@ -227,16 +226,30 @@ impl Job {
         Ok(Ok(left.map(|(cursor, source)| Part { table: table.clone(), source, cursor }).collect()))
     }
 
-    /// Has the parts read, several at once.
-    async fn read(&mut self, parts: VecDeque<Part>) -> Result<Round, Failure> {
+    /// Has the parts read, several at once. The session that planned them reads too: it has a connection, and another
+    /// pipeline that loads from the same server may hold the ones that are left.
+    async fn read(&mut self, session: Session, parts: VecDeque<Part>) -> Result<Round, Failure> {
         if parts.is_empty() {
             return Ok(Round::Complete);
         }
-        let readers = self.readers.min(parts.len()).max(1);
+        let helpers = self.readers.min(parts.len()).saturating_sub(1);
         let parts: Parts = Arc::new(Mutex::new(parts));
         let mut tasks = JoinSet::new();
-        for _ in 0..readers {
-            tasks.spawn(work(self.shared.clone(), parts.clone(), self.is_load));
+        let (shared, mine, is_load) = (self.shared.clone(), parts.clone(), self.is_load);
+        tasks.spawn(async move { work(Reader::with(shared.clone(), session).await?, &shared, &mine, is_load).await });
+        for _ in 0..helpers {
+            let (shared, mine) = (self.shared.clone(), parts.clone());
+            tasks.spawn(async move {
+                match Reader::open(shared.clone()).await {
+                    Ok(reader) => work(reader, &shared, &mine, is_load).await,
+                    // A source that is gone fails the first reader as well.
+                    Err(Failure::Source(error)) => {
+                        tracing::info!(code = error.code(), %error, "a load reads on fewer connections");
+                        Ok(Round::Complete)
+                    }
+                    Err(failure) => Err(failure),
+                }
+            });
         }
         let mut round = Round::Complete;
         let mut failed = None;
@@ -277,8 +290,7 @@ impl Job {
 }
 
 /// One reader's life: part after part until there is none.
-async fn work(shared: Arc<Shared>, parts: Parts, is_load: bool) -> Result<Round, Failure> {
-    let mut reader = Reader::open(shared.clone()).await?;
+async fn work(mut reader: Reader, shared: &Shared, parts: &Parts, is_load: bool) -> Result<Round, Failure> {
     let mut round = Round::Complete;
     loop {
         let next = parts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();

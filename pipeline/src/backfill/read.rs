@@ -90,13 +90,17 @@ pub(super) struct Session {
 
 impl Session {
     /// Connects as the role that reads.
-    pub(super) async fn open(source: &config::Source, pipeline: &str, walk: bool) -> Result<Session, Failure> {
+    pub(super) async fn open(source: &config::Source, pipeline: &str) -> Result<Session, Failure> {
         let catalog = Catalog::connect_backfill(source, pipeline).await?;
-        let settings = if walk { format!("{SESSION}; {WALK}") } else { SESSION.to_owned() };
-        catalog.client().batch_execute(&settings).await.map_err(|e| failure(&e))?;
+        catalog.client().batch_execute(SESSION).await.map_err(|e| failure(&e))?;
         let messages = !catalog.server().in_recovery
             && catalog.client().query_one(MAY_MARK, &[]).await.map_err(|e| failure(&e))?.try_get(0).map_err(|e| failure(&e))?;
         Ok(Session { catalog, messages })
+    }
+
+    /// From here on chunks are walked along their key's index.
+    pub(super) async fn walk(&self) -> Result<(), Failure> {
+        self.catalog.client().batch_execute(WALK).await.map_err(|e| failure(&e))
     }
 
     /// Writes a watermark.

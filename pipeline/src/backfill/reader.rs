@@ -149,8 +149,15 @@ pub(super) struct Reader {
 impl Reader {
     /// Connects.
     pub(super) async fn open(shared: Arc<Shared>) -> Result<Reader, Failure> {
-        let walk = shared.choice.conditions.is_empty() && shared.keys.is_empty();
-        let session = Session::open(&shared.source, &shared.pipeline, walk).await?;
+        let session = Session::open(&shared.source, &shared.pipeline).await?;
+        Reader::with(shared, session).await
+    }
+
+    /// Reads in a session that is there.
+    pub(super) async fn with(shared: Arc<Shared>, session: Session) -> Result<Reader, Failure> {
+        if shared.choice.conditions.is_empty() && shared.keys.is_empty() {
+            session.walk().await?;
+        }
         let mut horizon = None;
         if !session.messages {
             horizon = session.horizon().await?;

@@ -129,7 +129,7 @@ impl Backfill {
             return Ok(resumed);
         }
         self.check_names(&request.spec)?;
-        let session = Session::open(&self.settings.source, &self.settings.pipeline, false).await.map_err(refused)?;
+        let session = Session::open(&self.settings.source, &self.settings.pipeline).await.map_err(refused)?;
         // Whether an index can serve a condition is asked, not whether today's statistics prefer it.
         session.one("SET enable_seqscan = off").await.map_err(refused)?;
         let since = self.since(&session, &request.spec).await?;

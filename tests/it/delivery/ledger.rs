@@ -68,7 +68,7 @@ struct List {
 const NOBODY: u64 = u64::MAX;
 
 impl Ledger {
-    /// Serves `/one` and `/list` on a free port.
+    /// Serves `/one`, `/list` and Klaviyo's `/api/events` on a free port.
     pub(super) async fn start(rows: usize, faults: u32, lost_after: Duration, timed: bool) -> (Arc<Ledger>, SocketAddr) {
         let ledger = Arc::new(Ledger {
             book: Mutex::new(Book { last: vec![0; rows], ..Book::default() }),
@@ -80,8 +80,11 @@ impl Ledger {
             poisoned: AtomicU64::new(NOBODY),
             timed,
         });
-        let router =
-            Router::new().route("/one", axum::routing::post(one)).route("/list", axum::routing::post(list)).with_state(ledger.clone());
+        let router = Router::new()
+            .route("/one", axum::routing::post(one))
+            .route("/list", axum::routing::post(list))
+            .route("/api/events", axum::routing::post(guest_event))
+            .with_state(ledger.clone());
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("bound");
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -196,6 +199,18 @@ impl Ledger {
 async fn one(State(ledger): State<Arc<Ledger>>, body: Bytes) -> Response {
     let item: Item = serde_json::from_slice(&body).expect("an item");
     ledger.answer(&[item], false).await
+}
+
+/// An event as Klaviyo takes it: known by its `unique_id`; that it was taken is said with 202.
+async fn guest_event(State(ledger): State<Arc<Ledger>>, body: Bytes) -> Response {
+    let event: serde_json::Value = serde_json::from_slice(&body).expect("an event");
+    let attributes = &event["data"]["attributes"];
+    assert_eq!(attributes["metric"]["data"]["attributes"]["name"], "Changed");
+    assert!(attributes["profile"]["data"]["attributes"]["external_id"].is_string());
+    let id = attributes["unique_id"].as_str().expect("a unique_id").to_owned();
+    let data = serde_json::from_value(attributes["properties"].clone()).expect("a row");
+    let answer = ledger.answer(&[Item { id, data }], false).await;
+    if answer.status() == StatusCode::OK { StatusCode::ACCEPTED.into_response() } else { answer }
 }
 
 async fn list(State(ledger): State<Arc<Ledger>>, body: Bytes) -> Response {

@@ -12,7 +12,7 @@ use tillstream_connectors::registry::Registry;
 
 use super::ledger::Ledger;
 use super::pos::{Capture, Change, insert, update};
-use crate::harness::{Database, Level, Postgres, Process, RabbitMq, judge_log, scratch};
+use crate::harness::{Database, Level, Postgres, Process, Proxy, RabbitMq, judge_log, scratch};
 
 /// The longest a series may take to be drained once its processes are left alone.
 const DRAIN: Duration = Duration::from_secs(600);
@@ -24,6 +24,8 @@ struct Series {
     journal: Arc<dyn Journal>,
     ledgers: [Arc<Ledger>; 2],
     database: Database,
+    /// Between the `sql` sink and its database.
+    proxy: Arc<Proxy>,
     /// Rows; the changes are spread over them evenly.
     rows: u64,
     events: u64,
@@ -45,6 +47,7 @@ impl Series {
                $$BEGIN IF random() < 0.05 THEN RAISE EXCEPTION 'busy' USING ERRCODE = '40001'; END IF; RETURN NULL; END$$;
              CREATE TRIGGER fail AFTER INSERT ON a FOR EACH STATEMENT EXECUTE FUNCTION fail();";
         database.connect().await.batch_execute(sql).await.expect("creates");
+        let proxy = Arc::new(Proxy::start(server.address()).await);
         let lost_after = Duration::from_millis(400);
         let room = usize::try_from(rows).expect("small");
         let (lists, lists_at) = Ledger::start(room, 50, lost_after, false).await;
@@ -68,7 +71,7 @@ impl Series {
                 format!(
                     "version: 1\nconnector: inventory\n{common}to:\n  sql:\n    url: {}\n    create: true\n    tables: {{public.a: {{key: [id], columns: \
                      [qty]}}}}\ndelivery: {{lanes: {}, batch: {{items: 1000}}}}\n",
-                    database.url,
+                    database.url.replace(server.address(), &proxy.address()),
                     lanes(4)
                 ),
             ),
@@ -83,8 +86,9 @@ impl Series {
             (
                 "profiles.yaml",
                 format!(
-                    "version: 1\nconnector: profiles\n{common}to:\n  http: {{url: \"http://{singles_at}/one\", allow_private: true, timeout: 200ms, columns: {{public.a: [id, \
-                     qty]}}}}\ndelivery: {{lanes: {}, batch: {{items: 50}}}}\n",
+                    "version: 1\nconnector: profiles\n{common}map:\n  metric: Changed\n  profile: {{external_id: \"{{{{ after.id | string }}}}\"}}\n  properties: {{id: \"{{{{ after.id \
+                     }}}}\", qty: \"{{{{ after.qty }}}}\"}}\nto:\n  klaviyo: {{resource: event, api_key: pk_test, url: \"http://{singles_at}\", allow_private: true, timeout: \
+                     200ms}}\ndelivery: {{lanes: {}, batch: {{items: 50}}}}\n",
                     lanes(32)
                 ),
             ),
@@ -96,7 +100,7 @@ impl Series {
             .unwrap_or_else(|report| panic!("{}", report.render(false)));
         let journal = journal::open(&config.journal, "series").expect("a journal");
         journal.set_up().await.expect("sets up");
-        let mut series = Series { dir, journal, ledgers: [lists, singles], database, rows, events, ends: Vec::new() };
+        let mut series = Series { dir, journal, ledgers: [lists, singles], database, proxy, rows, events, ends: Vec::new() };
         series.fill().await;
         series
     }
@@ -141,7 +145,7 @@ impl Series {
 
     /// Every effect once and in order at all three targets, and no dead letter.
     async fn judge(&self) {
-        for (name, ledger) in ["list", "single"].iter().zip(&self.ledgers) {
+        for (name, ledger) in ["list", "klaviyo"].iter().zip(&self.ledgers) {
             println!(
                 "{name}: {} requests, {} failed, {} effects, {} repeats absorbed, {} doubled or out of order",
                 ledger.requests(),
@@ -174,6 +178,14 @@ impl Series {
 /// kill -9, an orderly end, or a start for one of so many processes every `period`, until every event has had its effects.
 async fn disturb(series: &Series, processes: usize, period: Duration) -> (u32, u32, usize) {
     let begun = Instant::now();
+    // Cuts lose the answers of commits.
+    let proxy = series.proxy.clone();
+    let cutting = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(period / 5).await;
+            proxy.cut();
+        }
+    });
     let mut fleet: Vec<Option<Process>> = (0..processes).map(|n| Some(series.start(&format!("delivery{n}")))).collect();
     let (mut killed, mut ended, mut ledger) = (0, 0, 0);
     loop {
@@ -200,6 +212,7 @@ async fn disturb(series: &Series, processes: usize, period: Duration) -> (u32, u
             fleet[n] = Some(series.start(&format!("delivery{n}")));
         }
     }
+    cutting.abort();
     for process in fleet.into_iter().flatten() {
         process.terminate(Duration::from_secs(20)).await;
     }

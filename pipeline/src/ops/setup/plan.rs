@@ -144,7 +144,7 @@ fn stream_role(facts: &Facts) -> Step {
 fn backfill_role(facts: &Facts) -> Step {
     let role = BACKFILL_ROLE;
     let mut statements = vec![
-        create_role(role, "LOGIN CONNECTION LIMIT 4"),
+        create_role(role, "LOGIN CONNECTION LIMIT 8"),
         Statement(format!("ALTER ROLE {role} SET default_transaction_read_only = on;")),
         Statement(format!("ALTER ROLE {role} SET statement_timeout = '5s';")),
         Statement(format!("ALTER ROLE {role} SET lock_timeout = '100ms';")),
