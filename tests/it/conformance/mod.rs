@@ -1,6 +1,7 @@
 //! Every sink under every fault, in one table; and sinks that are wrong on purpose, each of which has to fail what it should.
 
 mod command;
+mod dialects;
 mod files;
 mod over_http;
 mod postgres;
@@ -27,6 +28,8 @@ async fn every_sink_withstands_every_fault() {
     // A new sink is a line here.
     let mut subjects: Vec<Box<dyn Subject>> = over_http::subjects().await;
     subjects.push(Box::new(postgres::Rows::new().await));
+    subjects.push(Box::new(dialects::Maria::new().await));
+    subjects.push(Box::new(dialects::File::new()));
     subjects.push(Box::new(files::Lines::new()));
     subjects.push(Box::new(wrong::Example::subject(wrong::Mistake::None).await));
     let rows = rows(subjects).await;

@@ -23,9 +23,9 @@ const TABLES: &str = "CREATE TABLE fact (id bigint PRIMARY KEY, change integer N
        INSERT INTO written (id, change) VALUES (NEW.id, NEW.change); RETURN NULL; END $$; \
      CREATE TRIGGER note_write AFTER INSERT OR UPDATE ON fact FOR EACH ROW EXECUTE FUNCTION note_write()";
 
-const PASS: u8 = 0;
-const CUT: u8 = 1;
-const HOLD: u8 = 2;
+pub(super) const PASS: u8 = 0;
+pub(super) const CUT: u8 = 1;
+pub(super) const HOLD: u8 = 2;
 
 /// Rows in PostgreSQL.
 pub(super) struct Rows {
@@ -67,7 +67,7 @@ impl Rows {
 }
 
 /// A proxy that cuts or holds the answer to a COMMIT when it is told to.
-async fn proxy(server: String, answers: Arc<AtomicU8>) -> String {
+pub(super) async fn proxy(server: String, answers: Arc<AtomicU8>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     tokio::spawn(async move {
@@ -76,16 +76,26 @@ async fn proxy(server: String, answers: Arc<AtomicU8>) -> String {
             tokio::spawn(async move {
                 let server = TcpStream::connect(server).await.expect("the server is there");
                 let ((mut from_client, mut to_client), (mut from_server, mut to_server)) = (client.into_split(), server.into_split());
-                let up = async { drop(tokio::io::copy(&mut from_client, &mut to_server).await) };
+                // What becomes of the next answer, once a COMMIT has gone by.
+                let next = AtomicU8::new(PASS);
+                let up = async {
+                    let mut buffer = vec![0; 64 << 10];
+                    while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+                        if buffer[..read].windows(6).any(|word| word == b"COMMIT") {
+                            next.store(answers.swap(PASS, Ordering::AcqRel), Ordering::Release);
+                        }
+                        if to_server.write_all(&buffer[..read]).await.is_err() {
+                            return;
+                        }
+                    }
+                };
                 let down = async {
                     let mut buffer = vec![0; 64 << 10];
                     while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
-                        if buffer[..read].windows(7).any(|tag| tag == b"COMMIT\0") {
-                            match answers.swap(PASS, Ordering::AcqRel) {
-                                CUT => return,
-                                HOLD => std::future::pending().await,
-                                _ => {}
-                            }
+                        match next.load(Ordering::Acquire) {
+                            CUT => return,
+                            HOLD => std::future::pending().await,
+                            _ => {}
                         }
                         if to_client.write_all(&buffer[..read]).await.is_err() {
                             return;
