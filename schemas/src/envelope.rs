@@ -122,6 +122,7 @@ pub struct Event {
     op: Op,
     schema: Option<Text>,
     table: Option<Text>,
+    layout: Option<Text>,
     key: Option<Vec<Field>>,
     before: Option<Vec<Field>>,
     after: Option<Vec<Field>>,
@@ -194,6 +195,12 @@ impl Event {
     #[must_use]
     pub fn table(&self) -> Option<&str> {
         self.table.as_ref().map(|t| self.text(t))
+    }
+
+    /// The fingerprint of the table's layout at the time; `None` for a message, and for events of programs that wrote none.
+    #[must_use]
+    pub fn layout(&self) -> Option<&str> {
+        self.layout.as_ref().map(|t| self.text(t))
     }
 
     /// Orders the changes of one row: the event's position, and for a backfill's row the position as of which it was
@@ -345,6 +352,7 @@ struct Raw {
     op: Option<Text>,
     schema: Option<Text>,
     table: Option<Text>,
+    layout: Option<Text>,
     key: Option<Vec<Field>>,
     before: Option<Vec<Field>>,
     after: Option<Vec<Field>>,
@@ -391,6 +399,7 @@ impl Raw {
             op,
             schema: self.schema,
             table: self.table,
+            layout: self.layout,
             key: self.key,
             before: self.before,
             after: self.after,
@@ -442,6 +451,7 @@ impl<'de> Visitor<'de> for Envelope {
                 "op" => raw.op = map.next_value_seed(TextSeed(base))?,
                 "schema" => raw.schema = map.next_value_seed(TextSeed(base))?,
                 "table" => raw.table = map.next_value_seed(TextSeed(base))?,
+                "layout" => raw.layout = map.next_value_seed(TextSeed(base))?,
                 "key" => raw.key = map.next_value_seed(FieldsSeed(base))?,
                 "before" => raw.before = map.next_value_seed(FieldsSeed(base))?,
                 "after" => raw.after = map.next_value_seed(FieldsSeed(base))?,

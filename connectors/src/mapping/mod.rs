@@ -21,6 +21,7 @@ mod joins;
 mod lookup;
 mod names;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -78,6 +79,8 @@ pub struct Mapping {
     id: Option<(Leaves, Shape)>,
     map: Option<(Leaves, Shape)>,
     columns: Vec<String>,
+    /// Among which every column is that an expression or a lookup asks for.
+    words: BTreeSet<String>,
     lookups: Vec<Lookup>,
     grouped: bool,
 }
@@ -211,7 +214,9 @@ impl Mapping {
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(Mapping { environment, when, key, each, id, map, columns: used.columns(), lookups: lookups.to_vec(), grouped })
+        let (columns, mut words) = used.into_names();
+        words.extend(lookups.iter().flat_map(|lookup| lookup.by.iter().chain(lookup.columns.iter().flatten())).cloned());
+        Ok(Mapping { environment, when, key, each, id, map, columns, words, lookups: lookups.to_vec(), grouped })
     }
 
     /// Whether it makes the JSON that is sent.
@@ -224,6 +229,12 @@ impl Mapping {
     #[must_use]
     pub fn columns(&self) -> &[String] {
         &self.columns
+    }
+
+    /// Whether it may ask for this column of a row, whichever way: a name that stands nowhere in it is not asked for.
+    #[must_use]
+    pub fn mentions(&self, column: &str) -> bool {
+        self.words.contains(column)
     }
 
     /// Whether the events of a transaction are one.

@@ -103,6 +103,8 @@ fn complete(fields: &mut serde_json::Map<String, serde_json::Value>, version: se
 #[derive(Default)]
 pub(super) struct Used {
     columns: BTreeSet<String>,
+    /// Every field and every text: whatever column an expression asks for is among them.
+    words: BTreeSet<String>,
     /// Names of lookups.
     lookups: Vec<String>,
     /// Of the expression at hand.
@@ -114,8 +116,9 @@ impl Used {
         Used { lookups, ..Used::default() }
     }
 
-    pub(super) fn columns(self) -> Vec<String> {
-        self.columns.into_iter().collect()
+    /// The columns, and the words among which every column is that is asked for by any way.
+    pub(super) fn into_names(self) -> (Vec<String>, BTreeSet<String>) {
+        (self.columns.into_iter().collect(), self.words)
     }
 
     /// Notes columns, and says which names do not exist. What stands where is told by its neighbours: a filter follows `|`, a test `is`, a
@@ -140,8 +143,14 @@ impl Used {
         };
         let variables = self.scope.variables();
         for (n, token) in tokens.iter().enumerate() {
-            let Token::Ident(name) = token else { continue };
             let before = n.checked_sub(1).map(|n| &tokens[n]);
+            match token {
+                Token::Ident(field) if matches!(before, Some(Token::Dot)) => drop(self.words.insert((*field).to_owned())),
+                Token::Str(text) => drop(self.words.insert((*text).to_owned())),
+                Token::String(text) => drop(self.words.insert(text.to_string())),
+                _ => {}
+            }
+            let Token::Ident(name) = token else { continue };
             let (after, then) = (tokens.get(n + 1), tokens.get(n + 2));
             let negated = matches!(before, Some(Token::Ident("not"))) && n >= 2 && matches!(tokens[n - 2], Token::Ident("is"));
             match before {

@@ -1,4 +1,4 @@
-//! `connector new`: a connector file to begin with.
+//! `connector new`: a connector file to begin with. `connector resume`: the decision that one goes on with its tables as they are.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,45 @@ use clap::{Args, Subcommand};
 use tillstream_connectors::registry::Registry;
 use tillstream_connectors::scaffold::{PLACEHOLDER, Secret};
 
-use super::output::{self, End};
+use super::output::{self, End, Format};
+use super::{ConfigFile, dead_letters};
+use crate::control::{Audit, Record, Writer, now_ms};
+use crate::delivery;
 use crate::ops::failure::Failure;
 
 /// Connector files
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     New(New),
+    Resume(Resume),
+}
+
+/// Has a connector that waits because a table has changed go on with its tables as they are now
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Where its file cannot tell events of the changed table, as without a column that it uses, they become dead letters, which are redriven when\nthe file was mended. To lose no time over that, mend the file first and have it taken over with `tillstream apply`.\n\nExample:\n  tillstream connector resume loyalty --reason \"the new column is not for partners\""
+)]
+pub(super) struct Resume {
+    /// The connector
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Why; kept with the decision
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    reason: String,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+impl Command {
+    pub(super) fn format(&self) -> Format {
+        match self {
+            Command::New(_) => Format::Human,
+            Command::Resume(resume) => resume.format,
+        }
+    }
 }
 
 /// Writes a connector file of a kind, with tests that pass and what else it needs
@@ -35,8 +67,46 @@ pub(super) struct New {
     dir: PathBuf,
 }
 
-pub(super) fn run(command: Command, registry: &Registry) -> Result<(), End> {
-    let Command::New(New { kind, name, dir }) = command;
+pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End> {
+    match command {
+        Command::New(new) => scaffold(new, registry),
+        Command::Resume(arguments) => resume(arguments, registry).await,
+    }
+}
+
+async fn resume(Resume { name, config, reason, format }: Resume, registry: &Registry) -> Result<(), End> {
+    let (pipeline, journal, state) = dead_letters::read(&config, registry).await?;
+    let Some(connector) = pipeline.connectors.iter().find(|connector| connector.name == name) else {
+        return Err(Failure::new("usage.arguments", format!("the pipeline has no connector `{}`", output::clean(&name))).into());
+    };
+    let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
+    let by = format!("{user} pid {}: connector resume", std::process::id());
+    let accepted = delivery::acceptances(connector, &state, true, &by);
+    let tables: Vec<(String, String)> = accepted.iter().map(|a| (a.table.clone(), a.layout.clone())).collect();
+    let stored = async {
+        let mut writer = Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &by).await?;
+        for accepted in accepted {
+            writer.store_proven(&Record::LayoutAccepted(accepted)).await?;
+        }
+        let what = format!("connector {name}: goes on with its tables as they are");
+        writer.store_proven(&Record::Audit(Audit { who: by.clone(), what, why: reason, at_ms: now_ms() })).await
+    };
+    dead_letters::in_time(stored).await??;
+    match format {
+        Format::Json => {
+            let tables: Vec<_> = tables.iter().map(|(table, layout)| serde_json::json!({"table": table, "layout": layout})).collect();
+            output::print(serde_json::json!({"connector": name, "accepted": tables}))?;
+        }
+        Format::Human => {
+            for (table, layout) in tables {
+                output::print(format_args!("{name}: goes on with {} as it is (layout {layout})", output::clean(&table)))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn scaffold(New { kind, name, dir }: New, registry: &Registry) -> Result<(), End> {
     let Some(found) = registry.get(&kind) else {
         let known = registry.names().join(", ");
         return Err(Failure::new("usage.arguments", format!("there is no kind of sink `{}`: {known}", output::clean(&kind))).into());

@@ -237,14 +237,15 @@ pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End
 }
 
 /// Replays the control journal.
-async fn read(config: &ConfigFile, registry: &Registry) -> Result<(crate::config::Pipeline, Arc<dyn Journal>, State), End> {
+/// A pipeline's file, its journal and what its control journal says.
+pub(super) async fn read(config: &ConfigFile, registry: &Registry) -> Result<(crate::config::Pipeline, Arc<dyn Journal>, State), End> {
     let pipeline = config.load(registry)?;
-    let journal = journal::open(&pipeline.journal, "tillstream dead-letters")?;
+    let journal = journal::open(&pipeline.journal, "tillstream operator")?;
     let state = in_time(control::replay(journal.as_ref())).await??;
     Ok((pipeline, journal, state))
 }
 
-async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+pub(super) async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     let late = || Failure::new("journal.unavailable", format!("the journal did not answer within {} s", ANSWER_WITHIN.as_secs()));
     tokio::time::timeout(ANSWER_WITHIN, work).await.map_err(|_| late())
 }

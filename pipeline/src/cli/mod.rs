@@ -194,7 +194,8 @@ impl Command {
             Command::Why(arguments) => arguments.format,
             Command::Plan(arguments) => arguments.format(),
             Command::Apply(arguments) => arguments.format(),
-            Command::Setup(_) | Command::Explain(_) | Command::Connector(_) | Command::Sandbox(_) | Command::Demo(_) => Format::Human,
+            Command::Connector(command) => command.format(),
+            Command::Setup(_) | Command::Explain(_) | Command::Sandbox(_) | Command::Demo(_) => Format::Human,
         }
     }
 }
@@ -218,7 +219,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Setup(arguments) => setup::run(arguments, &registry).await,
         Command::Doctor(arguments) => doctor::run(arguments, &registry).await,
         Command::Explain(arguments) => explain::run(&arguments),
-        Command::Connector(command) => connector::run(command, &registry),
+        Command::Connector(command) => connector::run(command, &registry).await,
         Command::Sandbox(arguments) => sandbox::run(arguments).await,
         Command::Demo(command) => crate::demo::run(command).await.map_err(|error| {
             eprintln!("error[{}]: {error}", error.code);

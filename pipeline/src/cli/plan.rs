@@ -195,8 +195,8 @@ fn classify(keys: &[&str]) -> (&'static str, &'static str) {
         ("target", "events read from then on go to the target as it is described now; what was delivered stays where it is")
     } else if keys.iter().all(|key| ["tests", "version"].contains(key)) {
         ("safe", "nothing that is delivered changes")
-    } else if keys.iter().all(|key| ["delivery", "retry", "tests", "version"].contains(key)) {
-        ("safe", "what is delivered stays the same, only how fast and how patiently changes")
+    } else if keys.iter().all(|key| ["delivery", "retry", "schema_change", "tests", "version"].contains(key)) {
+        ("safe", "what is delivered stays the same, only how fast, how patiently and what stops it changes")
     } else {
         ("from-now", "events read from then on are chosen and told by the new file; for older ones there is `tillstream backfill start`")
     }

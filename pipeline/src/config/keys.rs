@@ -315,7 +315,7 @@ const RETRY: [Key; 4] = [
 ];
 
 /// Keys of a connector file.
-pub(crate) const CONNECTOR: [Key; 16] = [
+pub(crate) const CONNECTOR: [Key; 17] = [
     key("version", Type::Version, Required("version: 1"), "Version of this file format."),
     key("connector", Type::Name, Required("connector: inventory"), "Name; part of idempotency keys, metrics and checkpoints."),
     key("from", Type::Block(&FROM), Required("from: {tables: [public.orders]}"), "What is delivered."),
@@ -324,6 +324,12 @@ pub(crate) const CONNECTOR: [Key; 16] = [
         Type::Choice(&["tombstone", "delete", "ignore"]),
         Required("on_delete: tombstone"),
         "What a deleted row does in the target; there is no default because each answer is wrong somewhere.",
+    ),
+    key(
+        "schema_change",
+        Type::Choice(&["adapt", "pause", "dead-letter"]),
+        Default("adapt"),
+        "What happens when a table changes its layout: go on, and stop before the first event without a column that is used here (adapt); stop before the first event of any new layout (pause); go on, and make dead letters of the events without such a column (dead-letter).",
     ),
     key("to", Type::Sink, Required("to: {sql: {…}}"), "The sink and its settings."),
     key(

@@ -298,6 +298,20 @@ pub struct Connector {
     pub retry: Retry,
     /// What is kept of the journal for the mapping.
     pub keep: Keep,
+    /// What it does when a table changes its layout.
+    pub schema_change: SchemaChange,
+}
+
+/// What a connector does when a table of its own has another layout from some event on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SchemaChange {
+    /// It goes on, and stops before an event that lacks a column which it uses and the table had before.
+    #[default]
+    Adapt,
+    /// It stops before the first event of every layout that it has not met.
+    Pause,
+    /// It goes on, and an event that lacks such a column is a dead letter.
+    DeadLetter,
 }
 
 /// What is kept of the journal for a connector's mapping, beside what it looks up.

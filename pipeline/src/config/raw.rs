@@ -24,7 +24,7 @@ use super::secrets::Environment;
 use super::tree::{self, Node, Value};
 use super::{
     Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, Keep, Later, LocalJournal, OnDelete, Origin, Pipeline,
-    Protect, RabbitJournal, Retention, Retry, Source, SourceTable, Streaming,
+    Protect, RabbitJournal, Retention, Retry, SchemaChange, Source, SourceTable, Streaming,
 };
 
 /// What both journals keep when nothing is said: a week covers a long weekend and a day of repair.
@@ -641,6 +641,11 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
             later: if later == "supersede" { Later::Supersede } else { Later::Wait },
         },
         keep: Keep { images: from.text("before")? == "kept", memory: top.size("memory")? },
+        schema_change: match top.text("schema_change")?.as_str() {
+            "pause" => SchemaChange::Pause,
+            "dead-letter" => SchemaChange::DeadLetter,
+            _ => SchemaChange::Adapt,
+        },
     })
 }
 

@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!  capture    Session (a fence) · Released · Layout · Cursor · LoadFinished · Backfill · Snapshot ┐
-//!  delivery   Member · Lease · Checkpoint · DeadLetter · DeadLetterSettled ───────────────────────────┼──▶ control log ──replay──▶ State
-//!  operator   Operator · RedriveRequested · DeadLetterSettled · Epoch · Audit ───────────────┘
+//!  delivery   Member · Lease · Checkpoint · DeadLetter · DeadLetterSettled · LayoutAccepted ──────────┼──▶ control log ──replay──▶ State
+//!  operator   Operator · RedriveRequested · DeadLetterSettled · LayoutAccepted · Epoch · Audit ───┘
 //! ```
 //!
 //! Every fact has one owner and every process learns all facts by reading the same log, so any node can take over
@@ -32,8 +32,8 @@ pub use encode::{Stamp, encode};
 pub use history::{Happened, history};
 pub use member::{Member, Place, Presence};
 pub use record::{
-    Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, LayoutColumn, Lease, LoadFinished, OpenLetter,
-    Operator, Partitioning, Piece, Record, RedriveRequested, Released, Session, Settled, Snapshot, TableLayout, now_ms,
+    Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, LayoutAccepted, LayoutColumn, Lease, LoadFinished,
+    OpenLetter, Operator, Partitioning, Piece, Record, RedriveRequested, Released, Session, Settled, Snapshot, TableLayout, now_ms,
 };
 pub use replay::{Follower, replay};
 pub use snapshot::Snapshotter;

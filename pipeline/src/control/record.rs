@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
-use tillstream_schemas::{Lineage, Lsn, Position};
+use tillstream_schemas::{Lineage, Lsn, Policy, Position};
 
 use super::ControlError;
 use super::backfill::BackfillJob;
@@ -60,6 +60,8 @@ pub enum Record {
     Epoch(Epoch),
     /// A captured table has another layout from here on.
     Layout(TableLayout),
+    /// A connector goes on with a table's layout.
+    LayoutAccepted(LayoutAccepted),
     /// Someone decided something.
     Audit(Audit),
     /// Everything that the records before an offset amount to.
@@ -450,6 +452,32 @@ pub struct LayoutColumn {
     pub policy: Option<String>,
 }
 
+impl LayoutColumn {
+    /// Whether events hold the column.
+    #[must_use]
+    pub fn appears(&self) -> bool {
+        [Policy::Drop, Policy::Held].iter().all(|hidden| self.policy.as_deref() != Some(&*hidden.to_string()))
+    }
+}
+
+/// A connector goes on with a layout of a table, and with every one before it: it met the table so, or somebody decided it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayoutAccepted {
+    /// The connector.
+    pub connector: String,
+    /// `schema.table`.
+    pub table: String,
+    /// The layout's fingerprint.
+    pub layout: String,
+    /// Whether events that lack a column which the connector uses are to be dead letters.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refuse: bool,
+    /// Who.
+    pub by: String,
+    /// When.
+    pub at_ms: i64,
+}
+
 /// Someone decided something.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
@@ -508,6 +536,9 @@ pub struct Snapshot {
     /// The last layouts of each table.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layouts: Vec<TableLayout>,
+    /// The layouts that connectors go on with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accepted: Vec<LayoutAccepted>,
     /// When.
     pub at_ms: i64,
 }

@@ -10,8 +10,8 @@ use super::backfill::{BackfillJob, BackfillState};
 use super::encode::digest;
 use super::member::Member;
 use super::record::{
-    Audit, Checkpoint, Cursor, DeadLetter, Epoch, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested, Session, Snapshot,
-    TableLayout, now_ms,
+    Audit, Checkpoint, Cursor, DeadLetter, Epoch, LayoutAccepted, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested,
+    Session, Snapshot, TableLayout, now_ms,
 };
 use crate::journal::Offset;
 
@@ -78,6 +78,8 @@ pub struct State {
     audit: VecDeque<Audit>,
     /// By table, rising by position.
     layouts: BTreeMap<String, VecDeque<TableLayout>>,
+    /// By connector and table, oldest first.
+    accepted: BTreeMap<(String, String), VecDeque<LayoutAccepted>>,
     assemblies: BTreeMap<String, Assembly>,
     /// The last snapshot met, until [`State::take_snapshot`].
     last_snapshot: Option<Box<Snapshot>>,
@@ -243,6 +245,11 @@ impl State {
         self.layouts.values().flatten()
     }
 
+    /// The layouts of a table that a connector goes on with, oldest decision first.
+    pub fn accepted(&self, connector: &str, table: &str) -> impl Iterator<Item = &LayoutAccepted> {
+        self.accepted.get(&(connector.to_owned(), table.to_owned())).into_iter().flatten()
+    }
+
     /// The layout that a table had last.
     #[must_use]
     pub fn layout(&self, table: &str) -> Option<&TableLayout> {
@@ -349,6 +356,7 @@ impl State {
             }
             Record::Backfill(job) if fresh => self.apply_backfill(*job),
             Record::Layout(layout) => self.apply_layout(layout),
+            Record::LayoutAccepted(accepted) if fresh => self.accept_layout(accepted),
             Record::Released(released) => {
                 if released.epoch == self.epoch {
                     self.released = self.released.max(Some(released.upto));
@@ -375,6 +383,7 @@ impl State {
             Record::DeadLetter(_)
             | Record::DeadLetterSettled(_)
             | Record::RedriveRequested(_)
+            | Record::LayoutAccepted(_)
             | Record::Backfill(_)
             | Record::Audit(_)
             | Record::Snapshot(_)
@@ -449,6 +458,17 @@ impl State {
             return;
         }
         known.insert(at, layout);
+        if known.len() > Self::LAYOUTS_MAX {
+            known.pop_front();
+        }
+    }
+
+    fn accept_layout(&mut self, mut accepted: LayoutAccepted) {
+        let known = self.accepted.entry((accepted.connector.clone(), accepted.table.clone())).or_default();
+        if let Some(at) = known.iter().position(|other| other.layout == accepted.layout) {
+            accepted.refuse |= known.remove(at).is_some_and(|other| other.refuse);
+        }
+        known.push_back(accepted);
         if known.len() > Self::LAYOUTS_MAX {
             known.pop_front();
         }
@@ -542,6 +562,7 @@ impl State {
             released: self.released,
             members: self.members.values().cloned().collect(),
             layouts: self.layouts().cloned().collect(),
+            accepted: self.accepted.values().flatten().cloned().collect(),
             at_ms: now_ms(),
         })
     }
@@ -564,6 +585,9 @@ impl State {
         state.audit = snapshot.audit.into();
         for layout in snapshot.layouts {
             state.apply_layout(layout);
+        }
+        for accepted in snapshot.accepted {
+            state.accept_layout(accepted);
         }
         state
     }

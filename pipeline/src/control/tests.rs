@@ -234,6 +234,11 @@ fn settled(event: &str) -> Record {
     })
 }
 
+fn accepted(layout: &str, refuse: bool) -> Record {
+    let (connector, table) = ("stock".to_owned(), "public.orders".to_owned());
+    Record::LayoutAccepted(LayoutAccepted { connector, table, layout: layout.to_owned(), refuse, by: "op".to_owned(), at_ms: 1 })
+}
+
 fn redrive(event: &str) -> Record {
     let event_ids = vec![event.to_owned()];
     Record::RedriveRequested(RedriveRequested { connector: "stock".to_owned(), event_ids, code: None, by: "op".to_owned(), at_ms: 1 })
@@ -279,6 +284,7 @@ fn records_keep_their_stored_form() {
         Record::Released(Released { epoch: 1, upto: Lsn(0x18), at_ms: 1 }),
         Record::Epoch(Epoch { epoch: 2, after: Lsn(0x10), reload: true, why: "restore".to_owned(), by: "op".to_owned(), at_ms: 1 }),
         Record::Audit(Audit { who: "op".to_owned(), what: "discard".to_owned(), why: "test".to_owned(), at_ms: 1 }),
+        accepted("a", true),
         Record::Operator(Operator { token: 1, nonce: "n".to_owned(), who: "op".to_owned(), at_ms: 1 }),
         Record::Snapshot(Box::new(applied(&[(0, letter("e1-0/1-1", "{}")), (0, checkpoint(1, 2))]).snapshot().expect("whole"))),
     ];
@@ -355,7 +361,7 @@ fn any_record(rng: &mut StdRng, token: u32) -> (u32, Record, &'static str) {
     let delivery = "tillstream/shop/delivery/stock/0";
     let operator = "tillstream/shop/operator";
     let capture = "tillstream/shop/capture";
-    match rng.random_range(0..11) {
+    match rng.random_range(0..12) {
         0 => (0, lease(rng.random_range(1..5), "n"), delivery),
         1..=3 => (0, checkpoint(rng.random_range(1..5), rng.random_range(0..99)), delivery),
         4 => (0, letter(&event, &"\"\\ü".repeat(rng.random_range(0..700))), delivery),
@@ -364,6 +370,7 @@ fn any_record(rng: &mut StdRng, token: u32) -> (u32, Record, &'static str) {
         7 => (0, redrive(&event), operator),
         8 => (token, cursor(rng.random_range(0..9), rng.random_range(0..3)), capture),
         9 => (token, session(token, if rng.random() { "a" } else { "b" }), capture),
+        10 => (0, accepted(["a", "b", "c"][rng.random_range(0..3)], rng.random()), delivery),
         _ => (0, Record::Audit(Audit { who: "op".to_owned(), what: "w".to_owned(), why: event, at_ms: 1 }), operator),
     }
 }

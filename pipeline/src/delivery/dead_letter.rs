@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
+use tillstream_connectors::sink::Item;
 
 use super::DeliveryError;
 use super::preview::{Preview, Verdict};
+use super::shape::Shapes;
 use crate::config::Connector;
 use crate::control::{ControlError, DeadLetter, DeadLetterSettled, Letter, Record, RedriveRequested, Settled, State, Writer, now_ms};
 use crate::journal::Journal;
@@ -224,6 +226,7 @@ pub async fn diagnose(
     journal: &dyn Journal,
 ) -> Result<Vec<Diagnosis>, DeliveryError> {
     let mut previews: BTreeMap<(&str, u16), Preview> = BTreeMap::new();
+    let mut shapes: BTreeMap<&str, Shapes> = BTreeMap::new();
     for Letter { letter, .. } in select(state, wanted) {
         let key = (letter.connector.as_str(), letter.partition);
         let connector = connectors.iter().find(|c| c.name == letter.connector);
@@ -231,6 +234,7 @@ pub async fn diagnose(
             let preview = Preview::new(connector, source);
             preview.restore(journal, letter.partition).await?;
             previews.insert(key, preview);
+            shapes.insert(key.0, Shapes::new(connector));
         }
     }
     let mut groups: BTreeMap<(&str, &str), Diagnosis> = BTreeMap::new();
@@ -248,13 +252,16 @@ pub async fn diagnose(
         match previews.get(&(connector, letter.partition)).map(|preview| preview.again(letter)) {
             None | Some(Verdict::NotTaken) => group.not_taken += 1,
             Some(Verdict::Filtered) => group.filtered += 1,
-            Some(Verdict::Sent(items)) => match items.into_iter().find_map(|item| item.mapped.and_then(Result::err)) {
-                Some(reason) => {
-                    group.fails += 1;
-                    group.example.get_or_insert(reason.message);
+            Some(Verdict::Sent(items)) => {
+                let mut misses = |item: &Item| Some(shapes.get_mut(connector)?.cause_again(&item.event, false, state)?.what);
+                match items.into_iter().find_map(|item| misses(&item).or(item.mapped.and_then(Result::err).map(|reason| reason.message))) {
+                    Some(why) => {
+                        group.fails += 1;
+                        group.example.get_or_insert(why);
+                    }
+                    None => group.sent += 1,
                 }
-                None => group.sent += 1,
-            },
+            }
         }
     }
     Ok(groups.into_values().collect())

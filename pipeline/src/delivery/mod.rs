@@ -36,6 +36,7 @@ mod partition;
 pub mod preview;
 mod queue;
 pub mod settlement;
+mod shape;
 mod start;
 pub mod stats;
 pub mod switch;
@@ -52,6 +53,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use shape::acceptances;
 pub use stats::{Breaker, ConnectorState, ConnectorStats, LastError, PartitionProgress, Stats};
 pub use switch::{Listeners, NotSwitched, Switches};
 
@@ -151,6 +153,9 @@ pub enum DeliveryError {
         /// The limit.
         limit: usize,
     },
+    /// A table has changed, and the connector is not to go on by itself.
+    #[error("{0}")]
+    SchemaChanged(String),
     /// Nobody follows the control journal any more.
     #[error("the control journal is no longer followed")]
     Ended,
@@ -183,6 +188,7 @@ impl DeliveryError {
             | DeliveryError::Regressed { .. }
             | DeliveryError::Tables(_)
             | DeliveryError::GroupTooLarge { .. }
+            | DeliveryError::SchemaChanged(_)
             | DeliveryError::Bug => false,
         }
     }
@@ -200,6 +206,7 @@ impl DeliveryError {
             DeliveryError::Regressed { .. } => "delivery.journal_regressed".into(),
             DeliveryError::Tables(e) => e.code().into(),
             DeliveryError::GroupTooLarge { .. } => "delivery.group_too_large".into(),
+            DeliveryError::SchemaChanged(_) => shape::CODE.into(),
             DeliveryError::Ended => "delivery.control_ended".into(),
             DeliveryError::NotSettled => "delivery.not_settled".into(),
             DeliveryError::Bug => "delivery.bug".into(),

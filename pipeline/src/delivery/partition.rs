@@ -34,6 +34,7 @@ use super::mark::LaneMark;
 use super::outputs::{GROUPS_OUTPUTS_MAX, Outputs};
 use super::queue::{Limits, Origin, Queue, Rejected, Work};
 use super::settlement::{Point, Sequence, Settlement};
+use super::shape::{self, Cause, Fit, Shapes};
 use super::start::{Context, Skipped, from_checkpoint, from_marks};
 use super::stats::{ConnectorState, ConnectorStats, PartitionProgress};
 use crate::control::{self, Body, Checkpoint, ControlError, DeadLetter, DeadLetterSettled, Lease, Record, Settled};
@@ -104,6 +105,9 @@ pub(super) async fn run(context: Context) -> Result<(), DeliveryError> {
 struct Partition {
     context: Context,
     selection: Selection,
+    shapes: Shapes,
+    /// The event before which reading stands still, because its table has changed.
+    waiting: Option<Waiting>,
     /// Rows kept for the mapping.
     keep: Option<Keep>,
     /// A transaction that is to become one event, and has not ended.
@@ -143,6 +147,14 @@ struct Redrive {
     /// Its outcome is stored (or nothing can be done); it stays here until the control log shows that, or it would be
     /// sent again at once.
     done: bool,
+}
+
+/// An event that waits until somebody has seen what became of its table.
+struct Waiting {
+    offset: Offset,
+    prepared: Prepared,
+    /// Why; `None` while it is merely not known yet what its layout is.
+    why: Option<String>,
 }
 
 enum Barrier {
@@ -267,6 +279,8 @@ impl Partition {
         let now = Instant::now();
         Partition {
             selection: Selection::new(connector, &context.source, context.partition),
+            shapes: Shapes::new(connector),
+            waiting: None,
             keep,
             group: None,
             outputs: Outputs::default(),
@@ -332,6 +346,7 @@ impl Partition {
     /// Whether more events may be under way.
     fn has_room(&self) -> bool {
         self.barrier.is_none()
+            && self.waiting.is_none()
             && self.settlement.unsettled() < UNDER_WAY_MAX
             && self.outputs.under_way() < UNDER_WAY_MAX
             && self.settlement.unsettled_bytes() < UNDER_WAY_BYTES_MAX
@@ -339,10 +354,10 @@ impl Partition {
             && !self.is_to_settle()
     }
 
-    /// Whether reading ends here, between two transactions, because everything is to be settled.
+    /// Whether reading ends here, between two transactions (or before an event that waits), because everything is to be settled.
     fn is_to_settle(&self) -> bool {
         let position = self.filter.position();
-        self.context.settle.is_cancelled() && (position.is_none() || position.ordinal == Position::END_ORDINAL)
+        self.context.settle.is_cancelled() && (self.waiting.is_some() || position.is_none() || position.ordinal == Position::END_ORDINAL)
     }
 
     /// Whether everything that was asked for has been read.
@@ -367,6 +382,7 @@ impl Partition {
             Action::Control(true) => {
                 self.check_lease()?;
                 self.redrive().await?;
+                self.try_again()?;
             }
             Action::Control(false) => return Err(DeliveryError::Ended),
             Action::Read(chunk) => {
@@ -379,21 +395,35 @@ impl Partition {
             }
             Action::End(_) => self.look_at_end = None,
             Action::Step => self.step()?,
-            Action::Tick => self.tick().await?,
+            Action::Tick => {
+                self.try_again()?;
+                self.tick().await?;
+            }
+        }
+        // Stored before the checkpoint that covers what was met: they are one writer's.
+        for met in self.shapes.take_met() {
+            self.control.append(&Record::LayoutAccepted(met)).await?;
         }
         self.pass_barrier();
+        if self.context.until.is_some()
+            && let Some(why) = self.waiting.as_ref().and_then(|waiting| waiting.why.clone())
+            && self.is_quiet()
+        {
+            return Err(DeliveryError::SchemaChanged(why));
+        }
         Ok(!self.is_done())
+    }
+
+    /// Whether nothing is under way that was read.
+    fn is_quiet(&self) -> bool {
+        // A transaction whose end is not stored yet is left to whoever comes next.
+        let open = usize::from(self.group.as_ref().is_some_and(|group| group.sequence.is_some()));
+        self.settlement.unsettled() <= open && self.redrives.values().all(|r| r.done) && !self.marking
     }
 
     /// Caught up, and nothing under way.
     fn is_done(&mut self) -> bool {
-        // A transaction whose end is not stored yet is left to whoever comes next.
-        let open = usize::from(self.group.as_ref().is_some_and(|group| group.sequence.is_some()));
-        if !(self.read_all() || self.is_to_settle())
-            || self.settlement.unsettled() > open
-            || self.redrives.values().any(|r| !r.done)
-            || self.marking
-        {
+        if !(self.read_all() || self.is_to_settle()) || !self.is_quiet() {
             return false;
         }
         if self.transactional && self.marked.1 < self.settlement.checkpoint().offset {
@@ -429,18 +459,69 @@ impl Partition {
             if let (Some(keep), Some(event)) = (&self.keep, prepared.take_if(|_| self.keep.is_some())) {
                 prepared = Some(keep.note(event)?);
             }
-            if let Some(prepared) = prepared.filter(|p| self.selection.wants(&p.event)) {
-                match self.selection.grouped().and(Transaction::of_event(&prepared.event)) {
-                    Some(transaction) => self.join(offset, transaction, prepared)?,
-                    None => self.admit(offset, &prepared),
-                }
+            if let Some(prepared) = prepared.filter(|p| self.selection.wants(&p.event))
+                && !self.pass(offset, prepared)?
+            {
+                return Ok(());
             }
             if let Some(transaction) = ended {
                 self.end_group(offset, transaction)?;
             }
-            // Reading can resume no later than at the first part of a body that is not complete.
-            let next = self.filter.open_since().unwrap_or(Offset(offset.0 + 1));
-            self.settlement.reach(self.point(next));
+            self.reach(offset);
+        }
+        Ok(())
+    }
+
+    /// The entry at this offset needs no more reading.
+    fn reach(&mut self, offset: Offset) {
+        // Reading can resume no later than at the first part of a body that is not complete.
+        let next = self.filter.open_since().unwrap_or(Offset(offset.0 + 1));
+        self.settlement.reach(self.point(next));
+    }
+
+    /// Takes an event in, unless it has to wait because its table has changed.
+    fn pass(&mut self, offset: Offset, prepared: Prepared) -> Result<bool, DeliveryError> {
+        let why = match self.shapes.fit(&prepared.event, || self.context.follower.state()) {
+            Fit::Fits => None,
+            Fit::Untold => Some(None),
+            Fit::Changed(why) => Some(Some(why)),
+        };
+        let group = self.selection.grouped().and(Transaction::of_event(&prepared.event));
+        let why = match (why, group) {
+            (Some(why), _) => why,
+            (None, Some(transaction)) => match self.shapes.keeps_out(&prepared.event) {
+                Some(cause) => Some(cause.what),
+                None => return self.join(offset, transaction, prepared).map(|()| true),
+            },
+            (None, None) => match self.admit(offset, &prepared) {
+                Some(cause) => Some(cause.what),
+                None => return Ok(true),
+            },
+        };
+        self.shapes.forget(&prepared.event);
+        if let Some(why) = &why {
+            let name = &self.context.connector.name;
+            let message = format!(
+                "{why}: `tillstream schema history` tells how; mend the file and `tillstream apply` it, or accept the change with \
+                 `tillstream connector resume {name}`"
+            );
+            if self.context.stats.hold(self.context.partition, &message) {
+                tracing::error!(connector = name, partition = self.context.partition, code = shape::CODE, "delivery is paused: {message}");
+                self.context.stats.set_error(shape::CODE, &message);
+            }
+        }
+        self.waiting = Some(Waiting { offset, prepared, why });
+        Ok(false)
+    }
+
+    /// Looks again at an event that waits.
+    fn try_again(&mut self) -> Result<(), DeliveryError> {
+        let Some(Waiting { offset, prepared, .. }) = self.waiting.take() else { return Ok(()) };
+        if self.pass(offset, prepared)? {
+            self.reach(offset);
+            if self.context.stats.release(self.context.partition) {
+                tracing::info!(connector = self.context.connector.name, partition = self.context.partition, "delivery goes on");
+            }
         }
         Ok(())
     }
@@ -449,18 +530,27 @@ impl Partition {
         Point { offset, position: self.filter.position(), token: self.filter.token() }
     }
 
-    fn admit(&mut self, offset: Offset, prepared: &Prepared) {
+    /// Admits what an event is made into, or says why it has to wait.
+    fn admit(&mut self, offset: Offset, prepared: &Prepared) -> Option<Cause> {
         let barrier = prepared.event.op() == Op::Truncate;
         let lane = if barrier { 0 } else { self.lane(prepared.row) };
         if self.skipped.has(offset, lane) {
             // Booked, and not merely passed over: the next checkpoint's ledger has to hold it too.
             let sequence = self.settlement.admit(offset, prepared.bytes, prepared.committed_at_ms);
-            return self.settlement.settle(sequence);
+            self.settlement.settle(sequence);
+            return None;
         }
-        let outputs = self.selection.outputs(prepared, self.keep.as_ref(), None);
+        let mut outputs = self.selection.outputs(prepared, self.keep.as_ref(), None);
         if outputs.is_empty() {
             ConnectorStats::add(&self.context.stats.filtered, 1);
-            return;
+            return None;
+        }
+        let failed = outputs.iter().any(is_unmapped);
+        if let Some(cause) = self.shapes.cause(&prepared.event, failed, || self.context.follower.state()) {
+            if !cause.refuse {
+                return Some(cause);
+            }
+            outputs.iter_mut().for_each(|output| cause.refuse(output));
         }
         let bytes = outputs.iter().map(|output| output.bytes).sum();
         let sequence = self.settlement.admit(offset, bytes, prepared.committed_at_ms);
@@ -473,6 +563,7 @@ impl Partition {
                 self.order(lane, Order::Work(Box::new(work)));
             }
         }
+        None
     }
 
     fn work(&self, origin: Origin, offset: Offset, prepared: &Prepared, output: Output) -> (usize, Work) {
@@ -544,7 +635,11 @@ impl Partition {
         let fault = incomplete.or(fault);
         let (mut works, mut bytes) = (Vec::new(), 0);
         for group in groups {
-            for output in self.selection.group(&group, None, lane, fault.as_ref(), self.keep.as_ref()) {
+            for mut output in self.selection.group(&group, None, lane, fault.as_ref(), self.keep.as_ref()) {
+                let cause = self.shapes.cause(&group.prepared.event, is_unmapped(&output), || self.context.follower.state());
+                if let Some(cause) = cause.filter(|cause| cause.refuse) {
+                    cause.refuse(&mut output);
+                }
                 bytes += output.bytes;
                 works.push(self.work(Origin::Journal(sequence), offset, &group.prepared, output));
             }
@@ -761,6 +856,10 @@ impl Partition {
             }
             self.redrives.insert(letter.event_id.clone(), Redrive { letter: letter.clone(), left: outputs.len(), done: false });
             for (prepared, mut output) in outputs {
+                // It was read already: it never waits.
+                if let Some(cause) = self.shapes.cause_again(&prepared.event, is_unmapped(&output), &state) {
+                    cause.refuse(&mut output);
+                }
                 output.item.version = letter.version;
                 orders.push(self.work(Origin::Redrive(letter.clone()), letter.offset, &prepared, output));
             }
@@ -793,7 +892,10 @@ impl Partition {
                 settled: checkpoint.offset,
                 position: checkpoint.position,
                 in_flight: self.settlement.unsettled() as u64,
-                oldest_commit_ms: self.settlement.oldest_commit_ms(),
+                oldest_commit_ms: self
+                    .settlement
+                    .oldest_commit_ms()
+                    .or(self.waiting.as_ref().map(|waiting| waiting.prepared.committed_at_ms)),
                 filter: self.filter.counts(),
             },
         );
@@ -847,6 +949,7 @@ impl Partition {
 
     /// Lets calls in the air end, books them and saves the last checkpoint.
     async fn finish(&mut self) {
+        self.context.stats.release(self.context.partition);
         self.lane_stop.cancel();
         let deadline = Instant::now() + FINISH_WITHIN + Duration::from_millis(500);
         while !self.tasks.is_empty() {
@@ -882,6 +985,10 @@ impl Partition {
             let _ = tokio::time::timeout(LAST_SAVE_WITHIN, self.control.store(&Record::Lease(lease))).await;
         }
     }
+}
+
+fn is_unmapped(output: &Output) -> bool {
+    matches!(output.item.mapped, Some(Err(_)))
 }
 
 /// A question for the log's end.

@@ -52,6 +52,8 @@ pub enum ConnectorState {
     Stopped = 4,
     /// Other processes deliver all of its partitions.
     Standby = 5,
+    /// A table has changed, and at least one partition waits until somebody has seen it.
+    Paused = 6,
 }
 
 impl ConnectorState {
@@ -65,6 +67,7 @@ impl ConnectorState {
             ConnectorState::Failed => "failed",
             ConnectorState::Stopped => "stopped",
             ConnectorState::Standby => "standby",
+            ConnectorState::Paused => "paused",
         }
     }
 }
@@ -162,6 +165,8 @@ pub struct ConnectorStats {
     /// When something was delivered last, milliseconds since the Unix epoch; 0 before the first.
     pub delivered_at_ms: AtomicI64,
     last_error: Mutex<Option<LastError>>,
+    /// Why partitions wait.
+    held: Mutex<BTreeMap<u16, String>>,
     partitions: Mutex<BTreeMap<u16, PartitionProgress>>,
 }
 
@@ -189,6 +194,7 @@ impl ConnectorStats {
             newest_commit_ms: AtomicI64::new(0),
             delivered_at_ms: AtomicI64::new(0),
             last_error: Mutex::new(None),
+            held: Mutex::default(),
             partitions: Mutex::new(BTreeMap::new()),
         }
     }
@@ -204,6 +210,7 @@ impl ConnectorStats {
     pub fn state(&self) -> ConnectorState {
         match self.state.load(Ordering::Relaxed) {
             0 => ConnectorState::Starting,
+            1 if self.held().is_some() => ConnectorState::Paused,
             1 => ConnectorState::Running,
             2 => ConnectorState::Retrying,
             3 => ConnectorState::Failed,
@@ -214,6 +221,22 @@ impl ConnectorStats {
 
     pub(super) fn set_state(&self, state: ConnectorState) {
         self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    /// Why a partition waits for somebody to see that a table has changed; `None` when none does.
+    #[must_use]
+    pub fn held(&self) -> Option<String> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).values().next().cloned()
+    }
+
+    /// A partition waits, and why; whether that is new.
+    pub(super) fn hold(&self, partition: u16, why: &str) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, why.to_owned()).as_deref() != Some(why)
+    }
+
+    /// A partition goes on; whether it waited.
+    pub(super) fn release(&self, partition: u16) -> bool {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition).is_some()
     }
 
     /// What the breaker of its target does.

@@ -20,10 +20,10 @@ use tokio::time::Instant;
 
 use super::failure::Failure;
 use super::observer::Observer;
-use crate::config::{self, Connector, FileText};
+use crate::config::{self, Connector, FileText, SchemaChange};
 use crate::control::{Audit, Follower, Record, Writer, now_ms};
 use crate::delivery::dead_letter::{self, Wanted};
-use crate::delivery::{ConnectorState, ConnectorStats, NotSwitched, Stats, Switches};
+use crate::delivery::{self, ConnectorState, ConnectorStats, NotSwitched, Stats, Switches};
 use crate::journal::Journal;
 
 /// How often a connector on trial is looked at.
@@ -245,6 +245,7 @@ impl Applier {
             refused: trial.refused,
             redriven,
         };
+        let held = stats.held().is_some();
         if let Err(why) = self.switches.switch(Arc::clone(&connector)).await {
             return match why {
                 NotSwitched::NotSettled => Ok(result("not_settled", Some(why.to_string()), &old_text.hash, Counts::default(), 0)),
@@ -252,8 +253,14 @@ impl Applier {
             };
         }
         let began = Counts::of(&stats);
+        // Whoever mends the file has seen what changed. Told behind the switch, or the file before would go on with it.
+        let accepts = held && connector.schema_change == SchemaChange::Pause;
+        if accepts {
+            self.accept(&connector, request).await?;
+        }
+        let patience = if accepts { SHOWN_WITHIN } else { Duration::ZERO };
         self.note(&name, connector, &text);
-        let worse = self.probation(&stats, began, usual, Duration::from_millis(request.probation_ms)).await;
+        let worse = self.probation(&stats, began, usual, Duration::from_millis(request.probation_ms), patience).await;
         let trial = Counts::of(&stats).since(began);
         let Some(why) = worse else {
             let what = format!("connector {name}: file {} in use instead of {}", text.hash, old_text.hash);
@@ -278,17 +285,28 @@ impl Applier {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), in_use);
     }
 
-    /// Looks at a connector on trial; why it does worse, as soon as that is clear.
-    async fn probation(&self, stats: &ConnectorStats, began: Counts, usual: f64, within: Duration) -> Option<String> {
+    /// Looks at a connector on trial; why it does worse, as soon as that is clear. `patience`: for so long it may wait for somebody to see that a table has
+    /// changed.
+    async fn probation(&self, stats: &ConnectorStats, began: Counts, usual: f64, within: Duration, patience: Duration) -> Option<String> {
         let ends = Instant::now() + within;
         let bound = REFUSED_SHARE_MAX.max(3.0 * usual);
         let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut held_since = None;
         loop {
             look.tick().await;
             let (trial, over) = (Counts::of(stats).since(began), Instant::now() >= ends);
             let error = stats.last_error().map(|e| format!("{}: {}", e.code, e.message)).unwrap_or_default();
             if stats.state() == ConnectorState::Failed {
                 return Some(format!("it stopped with {error}"));
+            }
+            match stats.held() {
+                None => held_since = None,
+                Some(why) => {
+                    let since = *held_since.get_or_insert_with(Instant::now);
+                    if over || since.elapsed() >= patience {
+                        return Some(format!("it stands still: delivery.schema_changed: {why}"));
+                    }
+                }
             }
             if trial.refused >= if over { 1 } else { REFUSED_MIN } && trial.share() > bound {
                 return Some(format!("{} of {} events became dead letters, the last with {error}", trial.refused, trial.settled));
@@ -297,6 +315,16 @@ impl Applier {
                 return None;
             }
         }
+    }
+
+    /// Has a connector go on with its tables as they are now.
+    async fn accept(&self, connector: &Connector, request: &Request) -> Result<(), Failure> {
+        let Some(state) = self.observer.observed.control.get().map(Follower::state) else { return Ok(()) };
+        let mut writer = Writer::take_operator(Arc::clone(&self.journal), &self.pipeline, &self.source, &state, &request.by).await?;
+        for accepted in delivery::acceptances(connector, &state, false, &request.by) {
+            writer.store_proven(&Record::LayoutAccepted(accepted)).await?;
+        }
+        Ok(())
     }
 
     fn letters(&self, connector: &str) -> BTreeSet<String> {

@@ -141,6 +141,8 @@ pub struct ConnectorFacts {
     pub lag: Option<Duration>,
     /// Code and message of the last error.
     pub last_error: Option<String>,
+    /// Why it waits for somebody to see that a table has changed.
+    pub held: Option<String>,
 }
 
 /// Younger lag than this is the normal work of batches and lanes.
@@ -159,6 +161,7 @@ pub fn connector(facts: &ConnectorFacts) -> Verdict {
         (ConnectorState::Standby, _) => verdict(Health::Healthy, "other processes deliver its partitions"),
         (ConnectorState::Retrying, _) => verdict(Health::Blocked, error()),
         (ConnectorState::Failed, _) => verdict(Health::Failed, error()),
+        (ConnectorState::Paused, _) => verdict(Health::Paused, facts.held.clone().unwrap_or_else(error)),
         (ConnectorState::Stopped, _) => verdict(Health::Paused, "it has ended: asked to stop, or caught up"),
     }
 }
@@ -184,7 +187,7 @@ mod tests {
         assert!(full.health == Health::Degraded && full.why.contains("1 m 30 s"), "{full:?}");
         assert_eq!(journal(Some(Duration::from_secs(11)), None).health, Health::Degraded);
         assert_eq!(journal(None, Some("away")).health, Health::Blocked);
-        let lag = |s| ConnectorFacts { state: ConnectorState::Running, lag: Some(Duration::from_secs(s)), last_error: None };
+        let lag = |s| ConnectorFacts { state: ConnectorState::Running, lag: Some(Duration::from_secs(s)), last_error: None, held: None };
         assert_eq!(connector(&lag(2)).health, Health::Healthy);
         assert_eq!(connector(&lag(20)).health, Health::CatchingUp);
     }

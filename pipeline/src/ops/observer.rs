@@ -272,7 +272,8 @@ impl Observer {
     #[must_use]
     pub fn connector(&self, stats: &delivery::stats::ConnectorStats) -> (Verdict, i64) {
         let last_error = stats.last_error().map(|e| format!("{}: {}", e.code, e.message));
-        let facts = ConnectorFacts { state: stats.state(), lag: lag(stats), last_error };
+        let held = stats.held().map(|why| format!("delivery.schema_changed: {why}"));
+        let facts = ConnectorFacts { state: stats.state(), lag: lag(stats), last_error, held };
         self.since(format!("connector {}", stats.name()), health::connector(&facts))
     }
 

@@ -9,6 +9,7 @@ mod ledger;
 mod mapping;
 mod pos;
 mod runtime;
+mod schema_change;
 mod series;
 mod speed;
 mod sql;

@@ -1,0 +1,477 @@
+//! Whether events still have the shape that a connector's file was written for.
+//!
+//! ```text
+//!  event ─layout─▶ met before? ─▶ its layout and the earlier ones in the control log ─▶ columns that were there, are used here and are gone
+//!                                                                                        └─▶ hold, or a dead letter: by `schema_change`
+//! ```
+//!
+//! A column that a file merely names is no reason to stop: what counts is that an event cannot be told without it. The earlier layouts of the table say
+//! whether it was ever there, so that a misspelt name stays what it is.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tillstream_connectors::mapping::Mapping;
+use tillstream_connectors::sink::Reason;
+use tillstream_schemas::{Event, Op};
+use tokio::time::Instant;
+
+use super::events::Output;
+use crate::config::{Connector, SchemaChange};
+use crate::control::{LayoutAccepted, State, TableLayout, now_ms};
+
+/// The code of everything that a changed layout stops.
+pub(super) const CODE: &str = "delivery.schema_changed";
+
+/// The control log tells of a layout as soon as it is used, but it is another log than the one that the event comes from.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
+/// Layouts remembered; more are looked up again.
+const SEEN_MAX: usize = 1_000;
+
+/// The layouts that one partition of a connector has met.
+#[derive(Debug)]
+pub(super) struct Shapes {
+    connector: String,
+    mode: SchemaChange,
+    /// Whether there is anything that a layout could be wrong for.
+    watches: bool,
+    mapping: Option<Arc<Mapping>>,
+    /// What the sink itself reads, by table.
+    columns: HashMap<String, Vec<String>>,
+    /// Tables whose rows are seen beside an event's own.
+    beside: Vec<String>,
+    /// By fingerprint, which names the table too.
+    seen: HashMap<String, Seen>,
+    /// Whether the sink misses a column in any of them.
+    sink_misses: bool,
+    /// The layout of which nothing was known, and since when.
+    untold: Option<(String, Instant)>,
+    /// The partition has met these now.
+    met: Vec<LayoutAccepted>,
+}
+
+/// What is known of a layout.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    lost: Vec<Lost>,
+    /// Somebody said that events which do not fit are to be dead letters.
+    refuse: bool,
+}
+
+/// A column that is used here, was there, and is gone.
+#[derive(Clone, Debug)]
+struct Lost {
+    /// `schema.table`.
+    table: String,
+    name: String,
+    was_key: bool,
+    /// Whether the sink reads it, and not (only) the mapping.
+    by_sink: bool,
+}
+
+/// What an event's layout says.
+#[derive(Debug)]
+pub(super) enum Fit {
+    /// Go on.
+    Fits,
+    /// The control log does not tell of it yet.
+    Untold,
+    /// It is to be seen by a person first.
+    Changed(String),
+}
+
+/// Why an event cannot be told.
+#[derive(Debug)]
+pub(super) struct Cause {
+    /// What is gone.
+    pub(super) what: String,
+    /// Whether it is to be a dead letter, or else to wait.
+    pub(super) refuse: bool,
+    by_sink: bool,
+}
+
+impl Shapes {
+    pub(super) fn new(connector: &Connector) -> Shapes {
+        let mapping = connector.mapping.clone();
+        let name = |(schema, table): &(String, String)| format!("{schema}.{table}");
+        let mut beside: Vec<String> = mapping.iter().flat_map(|m| m.lookups()).map(|lookup| name(&lookup.table)).collect();
+        if mapping.as_ref().is_some_and(|m| m.is_grouped()) {
+            beside.extend(connector.tables.iter().map(name));
+        }
+        Shapes {
+            connector: connector.name.clone(),
+            mode: connector.schema_change,
+            watches: connector.schema_change == SchemaChange::Pause || mapping.is_some() || !connector.target.plan().columns.is_empty(),
+            columns: connector.target.plan().columns.iter().cloned().collect(),
+            mapping,
+            beside,
+            seen: HashMap::new(),
+            sink_misses: false,
+            untold: None,
+            met: Vec::new(),
+        }
+    }
+
+    /// What this partition has met since it was asked last, to be stored before anything of it counts as settled.
+    pub(super) fn take_met(&mut self) -> Vec<LayoutAccepted> {
+        std::mem::take(&mut self.met)
+    }
+
+    /// Whether an event may be looked at at all. Costs a look into a table unless its layout is new.
+    pub(super) fn fit(&mut self, event: &Event, state: impl FnOnce() -> Arc<State>) -> Fit {
+        let Some(layout) = event.layout().filter(|layout| self.watches && !self.seen.contains_key(*layout)) else { return Fit::Fits };
+        let Some((_, table)) = named(event) else { return Fit::Fits };
+        let state = state();
+        if self.mode == SchemaChange::Pause {
+            match acceptance(&state, &self.connector, &table, layout) {
+                Acceptance::Nothing => self.met.push(LayoutAccepted {
+                    connector: self.connector.clone(),
+                    table: table.clone(),
+                    layout: layout.to_owned(),
+                    refuse: false,
+                    by: "delivery".to_owned(),
+                    at_ms: now_ms(),
+                }),
+                Acceptance::Known { .. } => {}
+                Acceptance::Other if self.met.iter().any(|met| met.layout == layout) => {}
+                Acceptance::Other => return Fit::Changed(format!("{table} has another layout than this connector has met")),
+            }
+        }
+        let told = state.layouts().any(|l| l.table == table && l.layout == layout);
+        if !told && (self.mapping.is_some() || self.columns.contains_key(&table)) {
+            let since = match &self.untold {
+                Some((untold, since)) if untold == layout => *since,
+                _ => Instant::now(),
+            };
+            self.untold = Some((layout.to_owned(), since));
+            if since.elapsed() < TOLD_WITHIN {
+                return Fit::Untold;
+            }
+        }
+        self.learn(event, &state);
+        Fit::Fits
+    }
+
+    /// Of a grouped mapping, whose parts nobody can tell apart later: whether the event must not join.
+    pub(super) fn keeps_out(&self, event: &Event) -> Option<Cause> {
+        let seen = self.seen.get(event.layout()?)?;
+        (!seen.lost.is_empty() && !seen.refuse).then(|| cause(seen.lost.iter(), seen.refuse))
+    }
+
+    /// Why an event cannot be told, when that is for a column which is gone. `failed`: it could not be mapped.
+    pub(super) fn cause<S: Deref<Target = State>>(&mut self, event: &Event, failed: bool, state: impl FnOnce() -> S) -> Option<Cause> {
+        if !failed && !self.sink_misses {
+            return None;
+        }
+        let seen = self.seen.get(event.layout()?).cloned().unwrap_or_default();
+        let missed = |lost: &&Lost| lost.by_sink && (event.op() != Op::Delete || lost.was_key);
+        if seen.lost.iter().any(|lost| missed(&lost)) {
+            return Some(cause(seen.lost.iter().filter(missed), seen.refuse));
+        }
+        if !failed {
+            return None;
+        }
+        if !seen.lost.is_empty() {
+            return Some(cause(seen.lost.iter(), seen.refuse));
+        }
+        if self.beside.is_empty() {
+            return None;
+        }
+        let state = state();
+        self.beside.iter().find_map(|table| {
+            let seen = self.look(&state, table, state.layout(table)?);
+            (!seen.lost.is_empty()).then(|| cause(seen.lost.iter(), seen.refuse))
+        })
+    }
+
+    /// As [`Self::cause`] of an event that was read long ago and comes again: it never waits.
+    pub(super) fn cause_again(&mut self, event: &Event, failed: bool, state: &State) -> Option<Cause> {
+        if event.layout().is_some_and(|layout| !self.seen.contains_key(layout)) {
+            self.learn(event, state);
+        }
+        self.cause(event, failed, || state)
+    }
+
+    /// What is known of an event's layout may have changed.
+    pub(super) fn forget(&mut self, event: &Event) {
+        if let Some(layout) = event.layout() {
+            self.seen.remove(layout);
+        }
+    }
+
+    fn learn(&mut self, event: &Event, state: &State) {
+        let Some((layout, table)) = named(event) else { return };
+        let version = event.version();
+        let of_table = |l: &&TableLayout| l.table == table && l.layout == layout;
+        // A layout may come again; which of them the event has, its place tells.
+        let told = state.layouts().filter(of_table).filter(|l| l.since <= version).last().or_else(|| state.layouts().find(of_table));
+        let seen = told.map(|told| self.look(state, &table, told)).unwrap_or_default();
+        if self.seen.len() >= SEEN_MAX {
+            self.seen.clear();
+        }
+        self.sink_misses |= seen.lost.iter().any(|lost| lost.by_sink);
+        self.seen.insert(layout.to_owned(), seen);
+    }
+
+    fn look(&self, state: &State, table: &str, now: &TableLayout) -> Seen {
+        let mut lost: Vec<Lost> = Vec::new();
+        let earlier = state.layouts().filter(|l| l.table == table && l.since < now.since);
+        for column in earlier.flat_map(|l| &l.columns) {
+            let by_sink = self.columns.get(table).is_some_and(|columns| columns.contains(&column.name));
+            let used = by_sink || self.mapping.as_ref().is_some_and(|m| m.mentions(&column.name));
+            if !used || !column.appears() || now.columns.iter().any(|c| c.name == column.name && c.appears()) {
+                continue;
+            }
+            match lost.iter_mut().find(|known| known.name == column.name) {
+                Some(known) => known.was_key = column.key,
+                None => lost.push(Lost { table: table.to_owned(), name: column.name.clone(), was_key: column.key, by_sink }),
+            }
+        }
+        let accepted = acceptance(state, &self.connector, table, &now.layout);
+        Seen { lost, refuse: self.mode == SchemaChange::DeadLetter || matches!(accepted, Acceptance::Known { refuse: true }) }
+    }
+}
+
+impl Cause {
+    /// Makes dead letters of the outputs that cannot be told.
+    pub(super) fn refuse(&self, output: &mut Output) {
+        let why = match &output.item.mapped {
+            Some(Err(reason)) => format!("{}: {}", self.what, reason.message),
+            _ if self.by_sink => self.what.clone(),
+            _ => return,
+        };
+        output.item.mapped = Some(Err(Reason { code: CODE.to_owned(), message: why }));
+    }
+}
+
+/// What has to be stored for a connector to go on with its tables as they are now. `refuse`: also where the file as it is cannot tell them.
+#[must_use]
+pub fn acceptances(connector: &Connector, state: &State, refuse: bool, by: &str) -> Vec<LayoutAccepted> {
+    let looked_up = connector.mapping.iter().flat_map(|m| m.lookups()).map(|lookup| &lookup.table);
+    let tables: BTreeSet<String> = connector.tables.iter().chain(looked_up).map(|(schema, table)| format!("{schema}.{table}")).collect();
+    let accept = |layout: &TableLayout| LayoutAccepted {
+        connector: connector.name.clone(),
+        table: layout.table.clone(),
+        layout: layout.layout.clone(),
+        refuse,
+        by: by.to_owned(),
+        at_ms: now_ms(),
+    };
+    tables.iter().filter_map(|table| state.layout(table)).map(accept).collect()
+}
+
+fn cause<'l>(lost: impl Iterator<Item = &'l Lost>, refuse: bool) -> Cause {
+    let (mut names, mut table, mut by_sink) = (Vec::new(), "", false);
+    for column in lost {
+        names.push(format!("`{}`", column.name));
+        table = &column.table;
+        by_sink |= column.by_sink;
+    }
+    Cause { what: format!("{table} does not have {} any more", names.join(", ")), refuse, by_sink }
+}
+
+/// The layout and the table of an event that has a row.
+fn named(event: &Event) -> Option<(&str, String)> {
+    let (layout, schema, table) = (event.layout()?, event.schema()?, event.table()?);
+    (event.op() != Op::Truncate).then(|| (layout, format!("{schema}.{table}")))
+}
+
+enum Acceptance {
+    /// The connector has met no layout of the table.
+    Nothing,
+    /// It has met others, none of which is later.
+    Other,
+    Known {
+        refuse: bool,
+    },
+}
+
+/// What a connector has met includes everything before it.
+fn acceptance(state: &State, connector: &str, table: &str, layout: &str) -> Acceptance {
+    let since = |layout: &str| state.layouts().filter(|l| l.table == table && l.layout == layout).map(|l| l.since).max();
+    let here = since(layout);
+    let (mut any, mut found) = (false, None);
+    for accepted in state.accepted(connector, table) {
+        any = true;
+        if accepted.layout == layout || here.is_some_and(|here| since(&accepted.layout).is_some_and(|other| other > here)) {
+            found = Some(found.unwrap_or(false) || accepted.refuse);
+        }
+    }
+    match found {
+        Some(refuse) => Acceptance::Known { refuse },
+        None if any => Acceptance::Other,
+        None => Acceptance::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use serde_json::json;
+    use tillstream_connectors::registry::Registry;
+    use tillstream_connectors::sink::OnDelete;
+    use tillstream_schemas::{Lsn, Position};
+
+    use super::*;
+    use crate::config::{Delivery, Keep, Later, Retry};
+    use crate::control::{LayoutColumn, Record, Stored};
+    use crate::journal::Offset;
+
+    /// A connector of `public.sale` that uses `id` and `total`: by its sink, or by its mapping.
+    fn connector(by_sink: bool, mode: SchemaChange) -> Connector {
+        let columns = json!({"public.sale": ["id", "total"]});
+        let block =
+            if by_sink { json!({"url": "https://api.example/v1", "columns": columns}) } else { json!({"url": "https://api.example/v1"}) };
+        let target = Registry::built_in().get("http").expect("built in").validate(&block, !by_sink).expect("valid");
+        let mapping = Mapping::compile(None, Some(&json!({"total": "{{ after['total'] }}", "no_such": "{{ after.totl is defined }}"})));
+        Connector {
+            name: "crm".into(),
+            tables: vec![("public".into(), "sale".into())],
+            ops: Op::ALL.to_vec(),
+            on_delete: OnDelete::Tombstone,
+            mapping: (!by_sink).then(|| Arc::new(mapping.expect("sound"))),
+            tests: Vec::new(),
+            target,
+            kind: "http",
+            delivery: Delivery {
+                lanes: NonZeroU16::MIN,
+                batch_items_max: 1,
+                batch_bytes_max: 1,
+                linger: Duration::ZERO,
+                in_flight: None,
+                rate: None,
+                timeout: None,
+            },
+            retry: Retry { base: Duration::ZERO, max: Duration::ZERO, give_up_after: None, later: Later::Wait },
+            keep: Keep::default(),
+            schema_change: mode,
+        }
+    }
+
+    /// Layouts `a`, `b`, … of the table, each with these columns, one transaction after another.
+    fn told(layouts: &[&[&str]]) -> State {
+        let mut state = State::default();
+        for (n, columns) in layouts.iter().enumerate() {
+            let column = |name: &&str| LayoutColumn {
+                name: name.trim_end_matches('!').to_owned(),
+                type_name: "text".to_owned(),
+                key: *name == "id",
+                policy: name.ends_with('!').then(|| "drop".to_owned()),
+            };
+            let layout = TableLayout {
+                table: "public.sale".to_owned(),
+                layout: char::from(b'a' + n as u8).to_string(),
+                since: Position::new(1, Lsn(0x100 * (n as u64 + 1)), 0),
+                oid: 1,
+                renamed: None,
+                identity: "default".to_owned(),
+                columns: columns.iter().map(column).collect(),
+                at_ms: 1,
+            };
+            store(&mut state, Record::Layout(layout));
+        }
+        state
+    }
+
+    fn store(state: &mut State, record: Record) {
+        state.apply_record(Stored { offset: state.next(), token: 0, bytes: 1, record }).expect("applied");
+        assert!(state.next() > Offset(0));
+    }
+
+    fn event(layout: &str, at: u64, op: &str) -> Event {
+        let after = if op == "delete" { json!(null) } else { json!({"id": 1}) };
+        let body = json!({
+            "id": format!("e{}", Position::new(1, Lsn(at), 0)), "op": op, "schema": "public", "table": "sale", "layout": layout, "key": {"id": 1},
+            "before": null, "after": after, "unchanged": [], "commit_lsn": Lsn(at).to_string(), "ordinal": 0, "xid": 7,
+            "committed_at": "2026-11-23T10:00:00.000000Z",
+        });
+        Event::parse(body.to_string().into()).expect("an event")
+    }
+
+    /// What becomes of an event that was mapped well or not.
+    fn verdict(shapes: &mut Shapes, state: &State, event: &Event, failed: bool) -> String {
+        let state = Arc::new(state.clone());
+        match shapes.fit(event, || state.clone()) {
+            Fit::Fits => {}
+            Fit::Untold => return "untold".into(),
+            Fit::Changed(_) => return "changed".into(),
+        }
+        match shapes.cause(event, failed, || state.clone()) {
+            None => "fits".into(),
+            Some(Cause { what, refuse, .. }) => format!("{}: {what}", if refuse { "refused" } else { "waits" }),
+        }
+    }
+
+    const GONE: &str = "public.sale does not have `total` any more";
+
+    #[test]
+    fn an_event_waits_for_a_column_that_was_there_and_is_used() {
+        let state = told(&[&["id", "total", "note"], &["id", "total"], &["id"], &["id", "total!"], &["id", "total"]]);
+        for (by_sink, failed) in [(true, false), (false, true)] {
+            let mut shapes = Shapes::new(&connector(by_sink, SchemaChange::Adapt));
+            let mut of = |layout: &str, at, op: &str| verdict(&mut shapes, &state, &event(layout, at, op), failed);
+            assert_eq!(of("a", 0x100, "insert"), "fits");
+            assert_eq!(of("b", 0x200, "insert"), "fits", "nobody uses `note`");
+            assert_eq!(of("c", 0x300, "insert"), format!("waits: {GONE}"), "it is gone");
+            assert_eq!(of("d", 0x400, "update"), format!("waits: {GONE}"), "it is there and does not appear");
+            assert_eq!(of("e", 0x500, "update"), "fits", "it is back");
+            // Of a deleted row the sink asks for the key alone.
+            assert_eq!(of("c", 0x300, "delete"), if by_sink { "fits".to_owned() } else { format!("waits: {GONE}") });
+        }
+        // What can be told without it is told.
+        let mut shapes = Shapes::new(&connector(false, SchemaChange::Adapt));
+        assert_eq!(verdict(&mut shapes, &state, &event("c", 0x300, "insert"), false), "fits");
+        // A name that never was a column's is a mistake of the file.
+        let mut shapes = Shapes::new(&connector(false, SchemaChange::Adapt));
+        assert_eq!(verdict(&mut shapes, &told(&[&["id"], &["id", "n"]]), &event("b", 0x200, "insert"), true), "fits");
+    }
+
+    #[test]
+    fn what_somebody_accepted_is_refused_event_by_event() {
+        let mut state = told(&[&["id", "total"], &["id"], &["id", "n"]]);
+        let mut shapes = Shapes::new(&connector(true, SchemaChange::DeadLetter));
+        assert_eq!(verdict(&mut shapes, &state, &event("b", 0x200, "insert"), false), format!("refused: {GONE}"));
+        let adapting = connector(true, SchemaChange::Adapt);
+        let accepted = acceptances(&adapting, &state, true, "op");
+        assert_eq!(accepted.iter().map(|a| (&*a.table, &*a.layout)).collect::<Vec<_>>(), [("public.sale", "c")]);
+        accepted.into_iter().for_each(|accepted| store(&mut state, Record::LayoutAccepted(accepted)));
+        let mut shapes = Shapes::new(&adapting);
+        for (layout, at) in [("c", 0x300), ("b", 0x200)] {
+            assert_eq!(verdict(&mut shapes, &state, &event(layout, at, "insert"), false), format!("refused: {GONE}"), "and all before it");
+        }
+        assert_eq!(verdict(&mut Shapes::new(&connector(true, SchemaChange::Pause)), &state, &event("a", 0x100, "insert"), false), "fits");
+    }
+
+    #[test]
+    fn a_connector_that_pauses_meets_each_layout_once() {
+        let mut state = told(&[&["id", "total"], &["id", "total", "n"], &["id", "total", "n", "m"]]);
+        let pausing = connector(true, SchemaChange::Pause);
+        let mut shapes = Shapes::new(&pausing);
+        let of = |shapes: &mut Shapes, state: &State, layout: &str, at| verdict(shapes, state, &event(layout, at, "insert"), false);
+        assert_eq!(of(&mut shapes, &state, "b", 0x200), "fits", "it takes the table as it finds it");
+        let met = shapes.take_met();
+        assert_eq!(met.iter().map(|m| (&*m.layout, m.refuse)).collect::<Vec<_>>(), [("b", false)]);
+        met.into_iter().for_each(|met| store(&mut state, Record::LayoutAccepted(met)));
+        // So does whoever comes after it, and what another partition brings from before is no change.
+        let mut shapes = Shapes::new(&pausing);
+        assert_eq!(of(&mut shapes, &state, "a", 0x100), "fits");
+        assert_eq!(of(&mut shapes, &state, "c", 0x300), "changed");
+        assert_eq!(of(&mut shapes, &state, "c", 0x300), "changed");
+        acceptances(&pausing, &state, false, "op").into_iter().for_each(|a| store(&mut state, Record::LayoutAccepted(a)));
+        assert_eq!(of(&mut shapes, &state, "c", 0x300), "fits");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_layout_that_nobody_tells_of_holds_nothing_for_long() {
+        let state = told(&[&["id", "total"]]);
+        let mut shapes = Shapes::new(&connector(true, SchemaChange::Adapt));
+        assert_eq!(verdict(&mut shapes, &state, &event("b", 0x200, "insert"), false), "untold");
+        tokio::time::advance(TOLD_WITHIN).await;
+        assert_eq!(verdict(&mut shapes, &state, &event("b", 0x200, "insert"), false), "fits");
+        assert_eq!(verdict(&mut Shapes::new(&connector(true, SchemaChange::Adapt)), &state, &event("a", 0x100, "insert"), false), "fits");
+    }
+}
