@@ -47,13 +47,15 @@ pub struct SinkPlan {
     pub columns: Vec<(String, Vec<String>)>,
     /// For how long the target knows a key again, where its maker says so. What is sent again later than that may have a second effect.
     pub remembers: Option<std::time::Duration>,
+    /// Most items of one request to the target, at least 1. A call with more of them makes several requests, one after another.
+    pub items_per_request: usize,
 }
 
 impl SinkPlan {
     /// A plan that reads no columns by itself.
     #[must_use]
     pub fn new(idempotency: Idempotency, call_timeout: std::time::Duration) -> SinkPlan {
-        SinkPlan { idempotency, call_timeout, columns: Vec::new(), remembers: None }
+        SinkPlan { idempotency, call_timeout, columns: Vec::new(), remembers: None, items_per_request: usize::MAX }
     }
 }
 

@@ -393,7 +393,9 @@ impl<A: Api> ApiTarget<A> {
     pub(crate) fn new(api: A, idempotency: Idempotency, remembers: Option<Duration>, columns: Vec<(String, Vec<String>)>) -> ApiTarget<A> {
         // A call begins no request after `timeout`, so its last one ends within that and its own time.
         let call_timeout = api.wire().timeout + api.wire().send_timeout();
-        ApiTarget { plan: SinkPlan { columns, remembers, ..SinkPlan::new(idempotency, call_timeout) }, api: Arc::new(api) }
+        let items_per_request = api.limits().items;
+        let plan = SinkPlan { columns, remembers, items_per_request, ..SinkPlan::new(idempotency, call_timeout) };
+        ApiTarget { plan, api: Arc::new(api) }
     }
 }
 

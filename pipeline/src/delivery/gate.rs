@@ -59,6 +59,8 @@ struct Inner {
     /// Most calls at once, before the target has its say.
     calls_max: f64,
     rate: Option<config::Rate>,
+    /// Most items of one request; a call may make several.
+    items_per_request: usize,
     stats: Arc<ConnectorStats>,
     state: Mutex<State>,
     changed: Notify,
@@ -95,6 +97,7 @@ impl Gate {
         Gate(Arc::new(Inner {
             calls_max,
             rate: connector.delivery.rate,
+            items_per_request: connector.target.plan().items_per_request.max(1),
             stats,
             state: Mutex::new(State {
                 paused_until: None,
@@ -155,7 +158,7 @@ impl Gate {
             // Registered before the look, so that no change is missed.
             changed.as_mut().enable();
             match self.try_enter(items, Instant::now()) {
-                Ok(probe) => return Pass { gate: self.clone(), began: Instant::now(), items, probe, heard: None },
+                Ok(probe) => return Pass { gate: self.clone(), began: Instant::now(), items, probe, heard: None, requests: 1 },
                 Err(Some(until)) => tokio::select! {
                     () = changed => {}
                     () = tokio::time::sleep_until(until) => {}
@@ -227,6 +230,8 @@ impl Gate {
                 ConnectorStats::add(&self.0.stats.pauses, 1);
                 let until = now + after.min(PAUSE_MAX);
                 state.paused_until = Some(state.paused_until.map_or(until, |p| p.max(until)));
+                // The requests before the one that met the limit were taken.
+                self.raise(&mut state, pass.requests - 1);
                 self.lower(&mut state, 0.7, pass.began, now);
                 // It answers, so it is there.
                 state.failures = 0;
@@ -267,9 +272,15 @@ impl Gate {
         }
     }
 
+    /// One call more for each time that as many requests as there may be calls went well.
+    fn raise(&self, state: &mut State, requests: u32) {
+        state.window = (state.window * state.window + 2.0 * f64::from(requests)).sqrt().min(self.0.calls_max);
+    }
+
+    /// Time and luck are those of requests: a call that makes fifty meets fifty times the trouble of one that makes one.
     fn measure(&self, state: &mut State, pass: &Pass, now: Instant, good: bool) {
-        let took = (now - pass.began).as_secs_f64();
-        let size = (pass.items.max(1).ilog2() as usize).min(SIZES - 1);
+        let took = (now - pass.began).as_secs_f64() / f64::from(pass.requests);
+        let size = (pass.items.min(self.0.items_per_request).max(1).ilog2() as usize).min(SIZES - 1);
         let floor = state.floor[size].map_or(took, |floor| if good { took.min(floor * 1.01) } else { floor }).max(1e-6);
         if good {
             state.floor[size] = Some(floor);
@@ -279,7 +290,7 @@ impl Gate {
         if state.slower > SLOWER_TIMES {
             self.lower(state, 0.9, pass.began, now);
         } else if good {
-            state.window = (state.window + 1.0 / state.window).min(self.0.calls_max);
+            self.raise(state, pass.requests);
         }
     }
 }
@@ -297,11 +308,15 @@ pub(super) struct Pass {
     items: usize,
     probe: bool,
     heard: Option<Heard>,
+    /// Requests that were made, at least 1.
+    requests: u32,
 }
 
 impl Pass {
-    /// The call has ended.
-    pub(super) fn ended(mut self, heard: Heard) {
+    /// The call has ended, with an answer for so many items.
+    pub(super) fn ended(mut self, heard: Heard, answered: usize) {
+        let requests = answered.div_ceil(self.gate.0.items_per_request).max(1);
+        self.requests = u32::try_from(requests).unwrap_or(u32::MAX);
         self.heard = Some(heard);
     }
 }
@@ -318,9 +333,14 @@ mod tests {
     use super::*;
 
     fn gate(lanes: u16, rate: Option<config::Rate>) -> Gate {
+        gate_of(lanes, rate, usize::MAX)
+    }
+
+    fn gate_of(lanes: u16, rate: Option<config::Rate>, items_per_request: usize) -> Gate {
         let inner = Inner {
             calls_max: f64::from(lanes),
             rate,
+            items_per_request,
             stats: super::super::Stats::new(["c"]).connectors()[0].clone(),
             state: Mutex::new(State {
                 paused_until: None,
@@ -348,7 +368,7 @@ mod tests {
         let pass = gate.enter(1).await;
         let waited = asked.elapsed();
         tokio::time::advance(takes).await;
-        pass.ended(heard);
+        pass.ended(heard, 1);
         waited
     }
 
@@ -369,7 +389,7 @@ mod tests {
         let probe = gate.enter(1).await;
         // Nobody else while the probe is in the air.
         assert!(tokio::time::timeout(Duration::from_secs(60), gate.enter(1)).await.is_err());
-        probe.ended(Heard::Taken);
+        probe.ended(Heard::Taken, 1);
         assert!(!gate.is_open());
         assert_eq!(call(&gate, MS, Heard::Taken).await, Duration::ZERO);
         assert_eq!(gate.0.stats.breaker_opened.load(Ordering::Relaxed), 1);
@@ -410,6 +430,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn one_limit_among_many_requests_does_not_leave_a_single_call() {
+        let gate = gate_of(32, None, 1);
+        // Of eighty requests one meets a limit: every second call of fifty, after thirty.
+        for _ in 0..200 {
+            for (heard, answered) in [(Heard::Taken, 50), (Heard::Busy(Duration::ZERO), 30)] {
+                let pass = gate.enter(50).await;
+                tokio::time::advance(100 * MS).await;
+                pass.ended(heard, answered);
+            }
+        }
+        assert!(gate.state().window > 10.0, "{}", gate.state().window);
+        // A target that takes nothing else is asked by one.
+        for _ in 0..30 {
+            call(&gate, MS, Heard::Busy(Duration::ZERO)).await;
+        }
+        assert!(gate.state().window < 1.5, "{}", gate.state().window);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_target_that_becomes_slow_gets_fewer_calls_and_a_large_batch_is_not_slow() {
         let gate = gate(8, None);
         for _ in 0..20 {
@@ -417,7 +456,7 @@ mod tests {
         }
         let large = gate.enter(4_000).await;
         tokio::time::advance(900 * MS).await;
-        large.ended(Heard::Taken);
+        large.ended(Heard::Taken, 4_000);
         assert!(gate.state().window > 7.9);
         for _ in 0..20 {
             call(&gate, 900 * MS, Heard::Taken).await;
@@ -433,7 +472,7 @@ mod tests {
             let (begun, mut events) = (Instant::now(), 0);
             while begun.elapsed() < Duration::from_secs(100) {
                 let items = gate.items_max().min(7);
-                gate.enter(items).await.ended(Heard::Taken);
+                gate.enter(items).await.ended(Heard::Taken, items);
                 events += items;
             }
             let rate = events as f64 / begun.elapsed().as_secs_f64();

@@ -241,7 +241,7 @@ impl Lane {
             };
             let error = match self.call(batch).await {
                 Attempt::Done(outcomes) if outcomes.len() <= batch.items.len() && (batch.items.is_empty() || !outcomes.is_empty()) => {
-                    pass.ended(heard(&outcomes, fresh));
+                    pass.ended(heard(&outcomes, fresh), outcomes.len());
                     self.stats.set_state(ConnectorState::Running);
                     return Attempt::Done(outcomes);
                 }
@@ -255,7 +255,7 @@ impl Lane {
                 Attempt::Stopped | Attempt::Split => return Attempt::Stopped,
             };
             if error.class == Class::Definite {
-                pass.ended(Heard::Nothing);
+                pass.ended(Heard::Nothing, 1);
                 return Attempt::Failed(error);
             }
             ConnectorStats::add(&self.stats.calls_failed, 1);
@@ -267,11 +267,14 @@ impl Lane {
             failures += 1;
             // An item that fails alone may be at fault itself, but only where it had failed before.
             let alone = batch.items.len() == 1 && self.marking.is_none();
-            pass.ended(match error.after {
-                Some(after) => Heard::Busy(after),
-                None if alone && !fresh => Heard::Nothing,
-                None => Heard::Failed,
-            });
+            pass.ended(
+                match error.after {
+                    Some(after) => Heard::Busy(after),
+                    None if alone && !fresh => Heard::Nothing,
+                    None => Heard::Failed,
+                },
+                1,
+            );
             if let Some(attempt) = self.give_way(batch, &error, failures, taken_before) {
                 return attempt;
             }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -293,6 +293,29 @@ async fn a_commit_that_is_streamed_before_it_is_visible_is_not_overwritten() {
 }
 
 /// The role that `setup` makes for reading may do what a load does, and no more.
+/// Pipelines that load from one server share the role's connections; two are enough for each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_reads_on_the_connections_that_are_left() {
+    let server = Postgres::shared().await;
+    let names: Vec<String> = (0..30).map(|n| format!("t{n}")).collect();
+    let sql: String = names.iter().map(|t| format!("CREATE TABLE {t} (id int PRIMARY KEY); INSERT INTO {t} VALUES (1), (2); ")).collect();
+    let mut bench = Bench::new("few", server, &sql, &names.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let client = bench.database.connect().await;
+    let role = format!("reader_{}", bench.database.name);
+    let sql = format!("CREATE ROLE {role} LOGIN CONNECTION LIMIT 2; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}");
+    client.batch_execute(&sql).await.expect("a role");
+    bench.source.backfill_url = Some(bench.database.url_as(&role).into());
+    let begun = Instant::now();
+    let run = bench.start().await;
+    loaded(&run).await;
+    // A round that fails for want of a connection costs a second, and reads one table.
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    run.stop().await;
+    assert_eq!(bench.read().await.reads, 60);
+    client.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.expect("drops");
+    bench.end(server).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_role_can_load() {
     let server = Postgres::shared().await;
