@@ -49,13 +49,32 @@ pub struct SinkPlan {
     pub remembers: Option<std::time::Duration>,
     /// Most items of one request to the target, at least 1. A call with more of them makes several requests, one after another.
     pub items_per_request: usize,
+    /// What becomes of an event that the target took long ago and is given once more, below its mark.
+    pub repeats: Repeats,
+}
+
+/// What a target makes of an event that it took long ago.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Repeats {
+    /// Whatever it holds of the row stays when that is as new or newer; else the event is applied.
+    Compared,
+    /// It has no effect for as long as the target remembers its key.
+    Remembered,
+    /// It is applied again.
+    Applied,
 }
 
 impl SinkPlan {
-    /// A plan that reads no columns by itself.
+    /// A plan that reads no columns by itself. A transactional target is taken for one that knows events by its marks alone, unless `repeats` says
+    /// otherwise.
     #[must_use]
     pub fn new(idempotency: Idempotency, call_timeout: std::time::Duration) -> SinkPlan {
-        SinkPlan { idempotency, call_timeout, columns: Vec::new(), remembers: None, items_per_request: usize::MAX }
+        let repeats = match idempotency {
+            Idempotency::Version => Repeats::Compared,
+            Idempotency::Key => Repeats::Remembered,
+            Idempotency::Transactional | Idempotency::None => Repeats::Applied,
+        };
+        SinkPlan { idempotency, call_timeout, columns: Vec::new(), remembers: None, items_per_request: usize::MAX, repeats }
     }
 }
 

@@ -72,7 +72,7 @@ fn every_broken_file_is_told_all_its_faults_with_code_place_and_remedy() {
 fn every_command_has_help_with_examples_and_says_it_on_stdout() {
     let dir = scratch("help");
     let mut pages = String::new();
-    let commands: [&[&str]; 25] = [
+    let commands: [&[&str]; 26] = [
         &[],
         &["connector", "new"],
         &["sandbox"],
@@ -98,6 +98,7 @@ fn every_command_has_help_with_examples_and_says_it_on_stdout() {
         &["dead-letters", "edit"],
         &["dead-letters", "export"],
         &["why"],
+        &["replay"],
     ];
     for command in commands {
         let mut arguments = command.to_vec();

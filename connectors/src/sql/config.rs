@@ -11,7 +11,7 @@ use super::dialect::Database;
 use super::sink::SqlSink;
 use super::{mysql, postgres, sqlite};
 use crate::block::{Block, names, problem, table_name};
-use crate::registry::{Kind, Problem, SinkPlan, Target};
+use crate::registry::{Kind, Problem, Repeats, SinkPlan, Target};
 use crate::sink::{Compare, Idempotency, LaneId, OnDelete, Sink};
 
 /// One target table.
@@ -160,7 +160,11 @@ impl SqlTarget {
             let columns = t.key.iter().chain(&t.columns).cloned().collect();
             (format!("{schema}.{table}"), columns)
         });
-        let plan = SinkPlan { columns: columns.collect(), ..SinkPlan::new(Idempotency::Transactional, config.timeout) };
+        let plan = SinkPlan {
+            columns: columns.collect(),
+            repeats: Repeats::Compared,
+            ..SinkPlan::new(Idempotency::Transactional, config.timeout)
+        };
         SqlTarget { plan, config: Arc::new(config) }
     }
 }

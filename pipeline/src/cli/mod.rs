@@ -12,6 +12,7 @@ mod explain;
 mod output;
 mod plan;
 mod preview;
+mod replay;
 mod run;
 mod sandbox;
 mod schema;
@@ -103,6 +104,8 @@ enum Command {
     Diff(diff::Arguments),
     #[command(subcommand)]
     DeadLetters(dead_letters::Command),
+    /// Deliver a stretch of the journal again, or move a connector to another place in it
+    Replay(replay::Arguments),
     #[command(subcommand)]
     Epoch(epoch::Command),
     #[command(subcommand)]
@@ -191,6 +194,7 @@ impl Command {
             Command::Epoch(command) => command.format(),
             Command::Schema(command) => command.format(),
             Command::Doctor(arguments) => arguments.format,
+            Command::Replay(arguments) => arguments.format,
             Command::Why(arguments) => arguments.format,
             Command::Plan(arguments) => arguments.format(),
             Command::Apply(arguments) => arguments.format(),
@@ -210,6 +214,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Backfill(command) => backfill::run(command, &settings, &registry).await,
         Command::Diff(arguments) => diff::run(arguments, &settings, &registry).await,
         Command::DeadLetters(command) => dead_letters::run(command, &registry).await,
+        Command::Replay(arguments) => replay::run(arguments, &registry).await,
         Command::Epoch(command) => epoch::run(command, &registry).await,
         Command::Schema(command) => schema::run(command, &registry).await,
         Command::Validate(arguments) => validate::run(arguments, &registry).await,

@@ -13,6 +13,7 @@ use super::ConfigFile;
 use super::output::{self, End, Format};
 use super::tap::{self, QUEUE_EVENTS};
 use crate::delivery::DeliveryError;
+use crate::delivery::place::Place;
 use crate::delivery::preview::{Preview, Verdict};
 use crate::journal::{self, From, Log};
 use crate::ops::failure::Failure;
@@ -28,9 +29,9 @@ pub(super) struct Arguments {
     connector: String,
     #[command(flatten)]
     config: ConfigFile,
-    /// Where to begin: `first`, a moment (2026-11-22T10:00:00Z) or so long ago (10m)
-    #[arg(long, default_value = "1h", value_parser = tap::parse_from, value_name = "PLACE")]
-    from: From,
+    /// Where to begin: `first`, a moment (2026-11-22T10:00:00Z), so long ago (10m), an offset (1234, p2@1234) or an LSN (0/16B3748)
+    #[arg(long, default_value = "1h", value_name = "PLACE")]
+    from: Place,
     /// End after so many events that the connector takes
     #[arg(long, value_name = "N", default_value_t = 10)]
     limit: u64,
@@ -62,11 +63,15 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
     let needs_past = Preview::new(connector, source).needs_past();
     let (send, mut receive) = mpsc::channel(QUEUE_EVENTS);
     let mut readers = tokio::task::JoinSet::new();
-    for partition in 0..journal.partitions() {
+    let epoch = tap::epoch_of(arguments.from, journal.as_ref()).await?;
+    let mut begins: BTreeMap<u16, From> = BTreeMap::new();
+    for partition in arguments.from.partitions(journal.partitions()).map_err(Failure::from)? {
         // An empty log has nothing to wait for.
         let Some(bounds) = journal.bounds(Log::Data(partition)).await? else { continue };
+        let from = arguments.from.read_from(journal.as_ref(), partition, epoch).await.map_err(Failure::from)?;
+        begins.insert(partition, from);
         // What is looked up may stand anywhere before.
-        let from = if needs_past && arguments.from != From::Next { From::First } else { arguments.from };
+        let from = if needs_past && from != From::Next { From::First } else { from };
         readers.spawn(tap::read(Arc::clone(&journal), partition, from, Some(bounds.last), send.clone()));
     }
     drop(send);
@@ -78,7 +83,12 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
             .map_err(|e| Failure::new(e.code(), format!("partition {}, offset {}: {e}", shown.partition, shown.offset.0)))?;
         let preview = previews.entry(shown.partition).or_insert_with(|| Preview::new(connector, source));
         let failed = |error: DeliveryError| Failure::new(&error.code(), error.to_string());
-        if matches!(arguments.from, From::Time(ms) if needs_past && shown.stored_at_ms < ms) {
+        let is_before = match begins.get(&shown.partition) {
+            Some(From::Time(ms)) => shown.stored_at_ms < *ms,
+            Some(From::Offset(offset)) => shown.offset < *offset,
+            _ => false,
+        };
+        if needs_past && is_before {
             preview.pass(event).map_err(failed)?;
             continue;
         }

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::Args;
-use jiff::Timestamp;
 use tillstream_connectors::registry::Registry;
 use tillstream_schemas::{Event, Kind};
 use tokio::sync::mpsc;
 
 use super::ConfigFile;
 use super::output::{self, End, Format};
-use crate::config::units;
+use crate::control;
 use crate::delivery::filter::{Filter, FilterError, Verdict};
+use crate::delivery::place::Place;
 use crate::journal::{self, Chunk, From, Journal, Log, Offset};
 use crate::ops::failure::Failure;
 
@@ -24,14 +24,14 @@ pub(super) const QUEUE_EVENTS: usize = 256;
 /// Shows the events of the journal
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tillstream tap                                  what is stored from now on\n  tillstream tap --from first --until-end --format ndjson > events.ndjson\n  tillstream tap --from 10m --table public.orders --limit 20"
+    after_help = "Examples:\n  tillstream tap                                  what is stored from now on\n  tillstream tap --from first --until-end --format ndjson > events.ndjson\n  tillstream tap --from 10m --table public.orders --limit 20\n  tillstream tap --from p0@1234 --limit 1         the event that `why` shows there"
 )]
 pub(super) struct Arguments {
     #[command(flatten)]
     config: ConfigFile,
-    /// Where to begin: `first`, `next`, a moment (2026-11-22T10:00:00Z) or so long ago (10m)
-    #[arg(long, default_value = "next", value_parser = parse_from, value_name = "PLACE")]
-    from: From,
+    /// Where to begin: `first`, `next`, a moment (2026-11-22T10:00:00Z), so long ago (10m), an offset (1234, p2@1234) or an LSN (0/16B3748)
+    #[arg(long, default_value = "next", value_name = "PLACE")]
+    from: Place,
     /// End at what was stored when the command began
     #[arg(long)]
     until_end: bool,
@@ -71,19 +71,11 @@ impl Arguments {
     }
 }
 
-pub(super) fn parse_from(text: &str) -> Result<From, String> {
-    match text {
-        "first" => return Ok(From::First),
-        "next" => return Ok(From::Next),
-        _ => {}
-    }
-    if let Some(ago) = units::duration(text) {
-        let ago = i64::try_from(ago.as_millis()).unwrap_or(i64::MAX);
-        return Ok(From::Time(Timestamp::now().as_millisecond().saturating_sub(ago)));
-    }
-    match text.parse::<Timestamp>() {
-        Ok(moment) => Ok(From::Time(moment.as_millisecond())),
-        Err(_) => Err("write `first`, `next`, a moment as 2026-11-22T10:00:00Z or a duration as 10m".to_owned()),
+/// The epoch in which an LSN is meant: the present one. Other places need none.
+pub(super) async fn epoch_of(place: Place, journal: &dyn Journal) -> Result<u32, Failure> {
+    match place {
+        Place::Lsn(_) => Ok(control::replay(journal).await?.epoch()),
+        _ => Ok(0),
     }
 }
 
@@ -105,8 +97,9 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
             return Err(Failure::new("usage.arguments", what).into());
         }
         Some(n) => vec![n],
-        None => (0..journal.partitions()).collect(),
+        None => arguments.from.partitions(journal.partitions()).map_err(Failure::from)?,
     };
+    let epoch = epoch_of(arguments.from, journal.as_ref()).await?;
     let (send, mut receive) = mpsc::channel(QUEUE_EVENTS);
     let mut readers = tokio::task::JoinSet::new();
     for partition in partitions {
@@ -118,7 +111,8 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
             },
             false => None,
         };
-        readers.spawn(read(Arc::clone(&journal), partition, arguments.from, end, send.clone()));
+        let from = arguments.from.read_from(journal.as_ref(), partition, epoch).await.map_err(Failure::from)?;
+        readers.spawn(read(Arc::clone(&journal), partition, from, end, send.clone()));
     }
     drop(send);
     let mut printer = Printer { arguments: &arguments, printed: 0, out: std::io::BufWriter::new(std::io::stdout().lock()) };
@@ -157,16 +151,10 @@ pub(super) async fn read(
     end: Option<Offset>,
     send: mpsc::Sender<Shown>,
 ) -> Result<(), Failure> {
-    if end.is_some() {
-        // Behind what is stored a reader would wait for what comes next, and nothing that comes is asked for.
-        let nothing = match from {
-            From::Next => true,
-            From::Time(ms) => journal.tail(Log::Data(partition)).await?.is_none_or(|last| last.stored_at_ms < ms),
-            From::First | From::Offset(_) => false,
-        };
-        if nothing {
-            return Ok(());
-        }
+    if let Some(end) = end
+        && is_behind(journal.as_ref(), partition, from, end).await?
+    {
+        return Ok(());
     }
     let mut reader = journal.reader(Log::Data(partition), from).await?;
     let mut filter = Filter::new();
@@ -182,6 +170,16 @@ pub(super) async fn read(
             return Ok(());
         }
     }
+}
+
+/// Whether reading would begin behind the last entry that is asked for: a reader would wait there for what comes next.
+pub(super) async fn is_behind(journal: &dyn Journal, partition: u16, from: From, last: Offset) -> Result<bool, Failure> {
+    Ok(match from {
+        From::Next => true,
+        From::Time(ms) => journal.tail(Log::Data(partition)).await?.is_none_or(|last| last.stored_at_ms < ms),
+        From::Offset(offset) => offset > last,
+        From::First => false,
+    })
 }
 
 /// Sends a chunk's events to the printer; false when the printer is gone.

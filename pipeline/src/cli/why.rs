@@ -13,7 +13,9 @@ use super::output::{self, End, Format};
 use super::tap;
 use crate::control::{self, Happened, Settled, State};
 use crate::delivery::filter::{Filter, FilterError, Verdict};
-use crate::journal::{self, From, Journal, Log, Offset};
+use crate::delivery::place::Place;
+use crate::delivery::replay::RowKey;
+use crate::journal::{self, Journal, Log, Offset};
 use crate::ops::failure::{Class, Failure};
 
 /// Events of one row that are kept while reading: the newest.
@@ -33,9 +35,9 @@ pub(super) struct Arguments {
     key: String,
     #[command(flatten)]
     config: ConfigFile,
-    /// Where to begin: `first`, a moment (2026-11-22T10:00:00Z) or so long ago (10m)
-    #[arg(long, default_value = "first", value_parser = tap::parse_from, value_name = "PLACE")]
-    since: From,
+    /// Where to begin: `first`, a moment (2026-11-22T10:00:00Z), so long ago (10m), an offset (1234, p2@1234) or an LSN (0/16B3748)
+    #[arg(long, default_value = "first", value_name = "PLACE")]
+    since: Place,
     /// How it is printed
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
@@ -58,8 +60,9 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
     let journal = journal::open(&pipeline.journal, "tillstream why")?;
     let state = control::replay(journal.as_ref()).await?;
     let mut found = Vec::new();
-    for partition in 0..journal.partitions() {
-        read(journal.as_ref(), partition, &arguments, &mut found).await?;
+    let row = RowKey { table: arguments.table.clone(), key: arguments.key.clone() };
+    for partition in arguments.since.partitions(journal.partitions()).map_err(Failure::from)? {
+        read(journal.as_ref(), partition, arguments.since, state.epoch(), &row, &mut found).await?;
     }
     found.sort_by_key(|f| f.event.version());
     let ids: BTreeSet<String> = found.iter().map(|f| f.event.id().to_owned()).collect();
@@ -84,18 +87,14 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
 }
 
 /// Collects the row's events of one partition.
-async fn read(journal: &dyn Journal, partition: u16, arguments: &Arguments, found: &mut Vec<Found>) -> Result<(), End> {
+async fn read(journal: &dyn Journal, partition: u16, since: Place, epoch: u32, row: &RowKey, found: &mut Vec<Found>) -> Result<(), End> {
     let log = Log::Data(partition);
     let Some(bounds) = journal.bounds(log).await? else { return Ok(()) };
-    let young = match arguments.since {
-        From::Next => true,
-        From::Time(ms) => journal.tail(log).await?.is_none_or(|last| last.stored_at_ms < ms),
-        From::First | From::Offset(_) => false,
-    };
-    if young {
+    let from = since.read_from(journal, partition, epoch).await.map_err(Failure::from)?;
+    if tap::is_behind(journal, partition, from, bounds.last).await? {
         return Ok(());
     }
-    let mut reader = journal.reader(log, arguments.since).await?;
+    let mut reader = journal.reader(log, from).await?;
     let mut filter = Filter::new();
     loop {
         let chunk = reader.next().await?;
@@ -113,7 +112,7 @@ async fn read(journal: &dyn Journal, partition: u16, arguments: &Arguments, foun
         for (offset, body) in bodies {
             let event =
                 Event::parse(body).map_err(|e| Failure::new(e.code(), format!("partition {partition}, offset {}: {e}", offset.0)))?;
-            if is_meant(&event, &arguments.table, &arguments.key) {
+            if row.is_of(&event) {
                 found.push(Found { partition, offset, stored_at_ms: chunk.stored_at_ms, event });
                 if found.len() > EVENTS_MAX {
                     found.remove(0);
@@ -124,25 +123,6 @@ async fn read(journal: &dyn Journal, partition: u16, arguments: &Arguments, foun
             return Ok(());
         }
     }
-}
-
-/// Whether an event is of this row.
-fn is_meant(event: &Event, table: &str, key: &str) -> bool {
-    let same_table = table.split_once('.').is_some_and(|(s, t)| event.schema() == Some(s) && event.table() == Some(t));
-    let text = |json: &str| match serde_json::from_str(json) {
-        Ok(Value::String(text)) => text,
-        _ => json.to_owned(),
-    };
-    let columns: Vec<(&str, String)> = event.key().map(|(column, value)| (column, text(value))).collect();
-    let named: Option<Vec<(&str, &str)>> = key.split(',').map(|part| part.split_once('=')).collect();
-    same_table
-        && match (columns.as_slice(), named) {
-            ([(_, value)], _) if value == key => true,
-            (columns, Some(named)) => {
-                columns.len() == named.len() && columns.iter().all(|(c, v)| named.iter().any(|(name, value)| name == c && value == v))
-            }
-            _ => false,
-        }
 }
 
 /// What became of an event at a connector, a line each.
@@ -223,26 +203,4 @@ fn print(arguments: &Arguments, found: &Found, connectors: &[(&str, Vec<String>)
 
 fn moment(ms: i64) -> String {
     jiff::Timestamp::from_millisecond(ms).map_or_else(|_| "-".to_owned(), |t| t.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_is_named_by_its_key() {
-        let event = |key: Value| {
-            let body = json!({
-                "id": "e1-0/1-0", "op": "insert", "schema": "public", "table": "order", "key": key, "before": null, "after": {}, "unchanged": [],
-                "commit_lsn": "0/1", "ordinal": 0, "xid": 1, "committed_at": "2026-11-22T10:00:00.000000Z",
-            });
-            Event::parse(body.to_string().into()).expect("an event")
-        };
-        let one = event(json!({"id": 7}));
-        assert!(is_meant(&one, "public.order", "7") && is_meant(&one, "public.order", "id=7"));
-        assert!(!is_meant(&one, "public.order", "8") && !is_meant(&one, "public.orders", "7") && !is_meant(&one, "public.order", "no=7"));
-        let two = event(json!({"id": 7, "day": "2026-11-22"}));
-        assert!(is_meant(&two, "public.order", "day=2026-11-22,id=7") && !is_meant(&two, "public.order", "7"));
-        assert!(is_meant(&event(json!({"no": "A=1"})), "public.order", "A=1"));
-    }
 }

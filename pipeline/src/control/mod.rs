@@ -4,7 +4,7 @@
 //! ```text
 //!  capture    Session (a fence) · Released · Layout · Cursor · LoadFinished · Backfill · Snapshot ┐
 //!  delivery   Member · Lease · Checkpoint · DeadLetter · DeadLetterSettled · LayoutAccepted ──────────┼──▶ control log ──replay──▶ State
-//!  operator   Operator · RedriveRequested · DeadLetterSettled · LayoutAccepted · Epoch · Audit ───┘
+//!  operator   Operator · RedriveRequested · ReplayRequested · DeadLetterSettled · LayoutAccepted · Epoch · Audit ┘
 //! ```
 //!
 //! Every fact has one owner and every process learns all facts by reading the same log, so any node can take over
@@ -23,6 +23,7 @@ mod record;
 mod replay;
 mod snapshot;
 mod state;
+mod stretch;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -38,6 +39,7 @@ pub use record::{
 pub use replay::{Follower, replay};
 pub use snapshot::Snapshotter;
 pub use state::{Letter, State, Stored};
+pub use stretch::{ReplayRequested, ReplayTaken, Spot};
 pub use writer::{Proof, Writer, delivery_producer, member_producer, operator_producer};
 
 use crate::journal::{JournalError, Offset};

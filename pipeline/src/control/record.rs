@@ -16,6 +16,7 @@ use tillstream_schemas::{Lineage, Lsn, Policy, Position};
 use super::ControlError;
 use super::backfill::BackfillJob;
 use super::member::Member;
+use super::stretch::{ReplayRequested, ReplayTaken};
 use crate::journal::Offset;
 
 /// The format version that this program writes.
@@ -48,6 +49,8 @@ pub enum Record {
     DeadLetterSettled(DeadLetterSettled),
     /// An operator wants dead letters delivered again.
     RedriveRequested(RedriveRequested),
+    /// An operator wants a stretch of the journal delivered again.
+    ReplayRequested(ReplayRequested),
     /// How far a backfill is in one table.
     Cursor(Cursor),
     /// A backfill has read all its tables.
@@ -185,6 +188,9 @@ pub struct Checkpoint {
     /// Offsets at or above `offset` that are settled too, as closed ranges, rising and apart; bounded by what is in flight.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ledger: Vec<(u64, u64)>,
+    /// The last replay that was taken up in this partition.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replay: Option<ReplayTaken>,
     /// When.
     pub at_ms: i64,
 }
@@ -539,6 +545,9 @@ pub struct Snapshot {
     /// The layouts that connectors go on with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accepted: Vec<LayoutAccepted>,
+    /// The last replay that was asked for of each connector and partition.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replays: Vec<ReplayRequested>,
     /// When.
     pub at_ms: i64,
 }
@@ -615,17 +624,17 @@ impl Record {
 }
 
 /// Values that are stored as their text.
-mod text {
+pub(super) mod text {
     use std::fmt::Display;
     use std::str::FromStr;
 
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<T: Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
         to.collect_str(value)
     }
 
-    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    pub(in super::super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
         let text = String::deserialize(from)?;
         text.parse().map_err(|_| de::Error::custom("a text of another form"))
     }
@@ -669,16 +678,32 @@ mod lineage_text {
     }
 }
 
-mod offset_number {
+pub(super) mod offset_number {
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::journal::Offset;
 
-    pub(super) fn serialize<S: Serializer>(value: &Offset, to: S) -> Result<S::Ok, S::Error> {
+    pub(in super::super) fn serialize<S: Serializer>(value: &Offset, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_u64(value.0)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Offset, D::Error> {
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Offset, D::Error> {
         u64::deserialize(from).map(Offset)
+    }
+}
+
+/// The same for an offset that may be absent.
+pub(super) mod optional_offset {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::journal::Offset;
+
+    #[allow(clippy::ref_option)] // The form that serde calls.
+    pub(in super::super) fn serialize<S: Serializer>(value: &Option<Offset>, to: S) -> Result<S::Ok, S::Error> {
+        value.map(|offset| offset.0).serialize(to)
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Offset>, D::Error> {
+        Ok(Option::<u64>::deserialize(from)?.map(Offset))
     }
 }

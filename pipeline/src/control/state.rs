@@ -13,6 +13,7 @@ use super::record::{
     Audit, Checkpoint, Cursor, DeadLetter, Epoch, LayoutAccepted, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested,
     Session, Snapshot, TableLayout, now_ms,
 };
+use super::stretch::ReplayRequested;
 use crate::journal::Offset;
 
 /// An open dead letter.
@@ -68,6 +69,8 @@ pub struct State {
     members: BTreeMap<u16, Member>,
     leases: BTreeMap<(String, u16), Lease>,
     checkpoints: BTreeMap<(String, u16), Checkpoint>,
+    /// The last ones, by connector and partition.
+    replays: BTreeMap<(String, u16), ReplayRequested>,
     letters: BTreeMap<(String, String), Letter>,
     letter_bytes: usize,
     /// By job, table and part.
@@ -181,6 +184,19 @@ impl State {
     /// All checkpoints in force.
     pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
         self.checkpoints.values()
+    }
+
+    /// The last replay that was asked for.
+    #[must_use]
+    pub fn replay(&self, connector: &str, partition: u16) -> Option<&ReplayRequested> {
+        self.replays.get(&(connector.to_owned(), partition))
+    }
+
+    /// The same while nobody has taken it up.
+    #[must_use]
+    pub fn pending_replay(&self, connector: &str, partition: u16) -> Option<&ReplayRequested> {
+        let taken = self.checkpoint(connector, partition).and_then(|c| c.replay).map_or(0, |taken| taken.number);
+        self.replay(connector, partition).filter(|request| request.number > taken)
     }
 
     /// Open dead letters by connector and event id.
@@ -344,6 +360,12 @@ impl State {
             Record::DeadLetter(letter) if fresh => self.insert_letter(letter, false),
             Record::DeadLetterSettled(settled) if fresh => self.remove_letter((settled.connector, settled.event_id)),
             Record::RedriveRequested(request) if fresh => self.request_redrive(&request),
+            Record::ReplayRequested(request) => {
+                let key = (request.connector.clone(), request.partition);
+                if self.replays.get(&key).is_none_or(|held| request.number >= held.number) {
+                    self.replays.insert(key, request);
+                }
+            }
             Record::Cursor(cursor) => {
                 let key = (cursor.job.clone(), cursor.table.clone(), cursor.part.clone());
                 let rank = |c: &Cursor| (c.epoch, c.chunk, c.attempt, c.done);
@@ -563,6 +585,7 @@ impl State {
             members: self.members.values().cloned().collect(),
             layouts: self.layouts().cloned().collect(),
             accepted: self.accepted.values().flatten().cloned().collect(),
+            replays: self.replays.values().cloned().collect(),
             at_ms: now_ms(),
         })
     }
@@ -576,6 +599,7 @@ impl State {
         state.leases = snapshot.leases.into_iter().map(|l| ((l.connector.clone(), l.partition), l)).collect();
         state.checkpoints = snapshot.checkpoints.into_iter().map(|c| ((c.connector.clone(), c.partition), c)).collect();
         state.members = snapshot.members.into_iter().map(|m| (m.slot, m)).collect();
+        state.replays = snapshot.replays.into_iter().map(|r| ((r.connector.clone(), r.partition), r)).collect();
         for open in snapshot.dead_letters {
             state.insert_letter(open.letter, open.redrive_requested);
         }

@@ -202,6 +202,20 @@ fn checkpoint(lease: u32, offset: u64) -> Record {
         position: Position::new(1, Lsn(offset), 3),
         token: 2,
         ledger: vec![(offset + 2, offset + 4)],
+        replay: None,
+        at_ms: 1,
+    })
+}
+
+fn wish(number: u32) -> Record {
+    Record::ReplayRequested(ReplayRequested {
+        connector: "stock".to_owned(),
+        partition: 0,
+        number,
+        from: Some(Spot { offset: Offset(3), position: Position::new(1, Lsn(3), 1), token: 1 }),
+        to: Some(Offset(9)),
+        row: Some("00000000000000ff".to_owned()),
+        by: "op".to_owned(),
         at_ms: 1,
     })
 }
@@ -279,6 +293,7 @@ fn records_keep_their_stored_form() {
         letter("e1-0/1-1", "{\"id\":\"e1-0/1-1\",\"after\":{\"p\":1.10}}"),
         settled("e1-0/1-1"),
         redrive("e1-0/1-1"),
+        wish(4),
         cursor(3, 1),
         Record::LoadFinished(LoadFinished { job: "load".to_owned(), epoch: 1, tables: 2, rows: 3, at_ms: 4 }),
         Record::Released(Released { epoch: 1, upto: Lsn(0x18), at_ms: 1 }),
@@ -294,8 +309,33 @@ fn records_keep_their_stored_form() {
     // Stored logs outlive programs: this text must be read for ever.
     let golden = r#"{"v":1,"type":"checkpoint","connector":"stock","partition":0,"lease":2,"offset":5,"position":"1-0/5-3","token":2,"ledger":[[7,9]],"at_ms":1}"#;
     assert_eq!(String::from_utf8(checkpoint(2, 5).to_json()).expect("UTF-8"), golden);
+    let golden = r#"{"v":1,"type":"replay_requested","connector":"stock","partition":0,"number":4,"from":{"offset":3,"position":"1-0/3-1","token":1},"to":9,"row":"00000000000000ff","by":"op","at_ms":1}"#;
+    assert_eq!(String::from_utf8(wish(4).to_json()).expect("UTF-8"), golden);
     let golden = r#"{"v":1,"type":"session","token":3,"nonce":"n","owner":"host/1","pipeline":"shop","source":"pos","system_id":"18446744073709551615","timeline":1,"slot":"shop","epoch":1,"lineage":"0000000000000abc","at_ms":1}"#;
     assert_eq!(String::from_utf8(session(3, "n").to_json()).expect("UTF-8"), golden);
+}
+
+#[test]
+fn a_replay_counts_until_a_checkpoint_says_that_it_was_taken_up() {
+    let taken = |lease, number| {
+        let Record::Checkpoint(checkpoint) = checkpoint(lease, 3) else { unreachable!("a checkpoint") };
+        let until = Spot { offset: Offset(20), position: Position::NONE, token: 2 };
+        Record::Checkpoint(Checkpoint { replay: Some(ReplayTaken { number, lease, until, found: Offset(20) }), ..checkpoint })
+    };
+    let pending = |state: &State| state.pending_replay("stock", 0).map(|r| r.number);
+    let asked = [(0, checkpoint(1, 20)), (0, wish(4))];
+    let state = applied(&asked);
+    assert_eq!((pending(&state), state.pending_replay("stock", 1)), (Some(4), None));
+    // A lower offset under a higher lease is in force, and an earlier request that comes late is none.
+    let state = applied(&[asked[0].clone(), asked[1].clone(), (0, taken(2, 4)), (0, wish(3))]);
+    assert_eq!((pending(&state), state.checkpoint("stock", 0).map(|c| c.offset)), (None, Some(Offset(3))));
+    let again = State::from_snapshot(state.snapshot().expect("whole"));
+    assert_eq!((pending(&again), again.replay("stock", 0).map(|r| r.number)), (None, Some(4)));
+    assert_eq!(pending(&applied(&[(0, taken(2, 4)), (0, wish(5))])), Some(5));
+    let Record::ReplayRequested(request) = wish(1) else { unreachable!("a request") };
+    assert_eq!((request.row(), request.is_bounded()), (Some(255), true));
+    assert!(!ReplayRequested { to: None, row: None, ..request.clone() }.is_bounded());
+    assert!(ReplayRequested { to: None, row: None, from: None, ..request }.is_bounded());
 }
 
 #[test]

@@ -15,12 +15,14 @@
 //!
 //! A dead letter is delivered again by the process that delivers its connector: `dead-letters redrive` only stores the
 //! request, and whoever holds the lease of that partition picks it up, so there is one writer to each target at any
-//! time. Several processes share the partitions of each connector ([`membership`]); what one leaves behind, by its end or by
+//! time. A replay goes the same way ([`replay`]). Several processes share the partitions of each connector ([`membership`]); what one leaves behind, by its end or by
 //! its death, the others take over. With no process running the request waits for the next `run` (or `run --until-caught-up`).
 //!
 //! This module never reads the source database and never writes a data log.
 
+mod again;
 mod assignment;
+mod begin;
 pub mod dead_letter;
 pub mod edit;
 mod events;
@@ -33,8 +35,10 @@ pub mod mark;
 mod membership;
 mod outputs;
 mod partition;
+pub mod place;
 pub mod preview;
 mod queue;
+pub mod replay;
 pub mod settlement;
 mod shape;
 mod start;
@@ -66,6 +70,7 @@ use filter::FilterError;
 use gate::Gate;
 use mark::MarkError;
 use membership::{Membership, Roster};
+use partition::Ended;
 use switch::{SETTLE_WITHIN, Switch};
 
 /// A server that comes back is found within this, and one that stays away is asked no more often.
@@ -403,7 +408,7 @@ impl Supervisor {
 
     /// Partitions of the connector that are ours, until stopped, caught up, the first one fails, or everything read is settled
     /// and another file is wished for.
-    async fn session(&mut self, rewind: bool) -> Result<Option<Switch>, DeliveryError> {
+    async fn session(&mut self, mut rewind: bool) -> Result<Option<Switch>, DeliveryError> {
         let started = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Ok(None),
@@ -486,13 +491,16 @@ impl Supervisor {
                 self.stats.forget(partition);
             }
             match ended {
-                Ok(()) if self.ends.is_some() && !asked => {
+                Ok(Ended::Over) if self.ends.is_some() && !asked => {
                     caught_up.insert(partition);
                 }
-                Ok(()) => {}
+                Ok(Ended::Over) => {}
+                // It begins anew with the next turn; the place where it stood was found.
+                Ok(Ended::Again) => rewind = false,
                 // Whoever took it over has it; the roster will say when it is ours again.
                 Err(DeliveryError::Control(ControlError::Rival { lease, .. })) => {
                     tracing::info!(connector = self.connector.name, partition, lease, "another process took the partition over");
+                    self.stats.forget(partition);
                 }
                 Err(error) => {
                     if result.is_ok() {
@@ -558,6 +566,6 @@ struct Running {
     stop: CancellationToken,
     /// Cancelled when they are to end with everything settled that was read.
     settle: CancellationToken,
-    tasks: JoinSet<(u16, Result<(), DeliveryError>)>,
+    tasks: JoinSet<(u16, Result<Ended, DeliveryError>)>,
     partitions: BTreeMap<u16, CancellationToken>,
 }

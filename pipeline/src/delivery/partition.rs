@@ -25,19 +25,21 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::DeliveryError;
+use super::again::Again;
+use super::begin::{Beginning, begin, checkpoint_of};
 use super::events::{Output, Prepared, Selection, is_versioned};
 use super::filter::{Filter, FilterError, Skip, Verdict};
 use super::group::{self, Transaction};
-use super::keep::{Keep, UpTo};
+use super::keep::Keep;
 use super::lane::{FINISH_WITHIN, Floor, Lane, Marking, Order, Report};
-use super::mark::LaneMark;
 use super::outputs::{GROUPS_OUTPUTS_MAX, Outputs};
 use super::queue::{Limits, Origin, Queue, Rejected, Work};
 use super::settlement::{Point, Sequence, Settlement};
 use super::shape::{self, Cause, Fit, Shapes};
-use super::start::{Context, Skipped, from_checkpoint, from_marks};
+use super::start::{Context, Skipped};
 use super::stats::{ConnectorState, ConnectorStats, PartitionProgress};
-use crate::control::{self, Body, Checkpoint, ControlError, DeadLetter, DeadLetterSettled, Lease, Record, Settled};
+use super::switch::SETTLE_WITHIN;
+use crate::control::{self, Body, ControlError, DeadLetter, DeadLetterSettled, Lease, Record, ReplayTaken, Settled};
 use crate::journal::{Bounds, Chunk, JournalError, Log, Offset, PublishId, Reader};
 
 /// Events under way in one partition: enough for every lane to fill its next batch while one is in the air.
@@ -57,7 +59,7 @@ const MARK_EVERY: Duration = Duration::from_secs(30);
 /// How long nothing comes before the log's end is looked at: a log that lost its end would be waited for in vain.
 const LOOK_AT_END_AFTER: Duration = Duration::from_secs(10);
 /// Ranges in a checkpoint's ledger.
-const LEDGER_MAX: usize = 500;
+pub(super) const LEDGER_MAX: usize = 500;
 /// A last checkpoint at a stop is given this long.
 const LAST_SAVE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -90,16 +92,25 @@ impl Walk {
 ///
 /// # Errors
 /// Whatever keeps the connector from going on; transient or definite by its class.
-pub(super) async fn run(context: Context) -> Result<(), DeliveryError> {
+pub(super) async fn run(context: Context) -> Result<Ended, DeliveryError> {
     let stop = context.stop.clone();
     tokio::select! {
         biased;
-        () = stop.cancelled() => Ok(()),
+        () = stop.cancelled() => Ok(Ended::Over),
         started = Partition::start(context) => match started? {
             Some(partition) => Box::pin(partition.run()).await,
-            None => Ok(()),
+            None => Ok(Ended::Over),
         },
     }
+}
+
+/// How a partition ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Stopped, caught up, or settled for another file.
+    Over,
+    /// It is to begin anew at another place.
+    Again,
 }
 
 struct Partition {
@@ -137,6 +148,11 @@ struct Partition {
     saved: (Instant, Point, u64),
     saving: Option<PublishId>,
     redrives: HashMap<String, Redrive>,
+    /// The last replay that was taken up, and what it passes over while it is under way.
+    replay: Option<ReplayTaken>,
+    again: Option<Again>,
+    /// A replay waits to be taken up: nothing more is read, and what is under way has until then to be settled.
+    moving: Option<Instant>,
 }
 
 /// A dead letter that was sent again.
@@ -206,41 +222,13 @@ impl Partition {
         }
         let mut sinks = context.build_sinks();
         context.until_ready(sinks[0].as_mut(), |sink| Box::pin(sink.check())).await?;
-        let transactional = plan.idempotency == Idempotency::Transactional;
-        let (start, skipped) = if transactional {
-            let mut marks = Vec::new();
-            for sink in &mut sinks {
-                let mark = context.until_ready(sink.as_mut(), |sink| Box::pin(sink.resume())).await?;
-                marks.push(mark.map(|m| LaneMark::decode(&m)).transpose()?);
-            }
-            from_marks(&marks)
-        } else {
-            from_checkpoint(state.checkpoint(&name, partition))
-        };
-        let (reader, filter, from) = context.open(start).await?;
-        // Offsets that were settled mean nothing where offsets changed.
-        let skipped = if filter.is_rewound() { Skipped::Own(Vec::new()) } else { skipped };
-        let keep = Keep::new(&context.connector);
-        if let Some(keep) = &keep {
-            let up_to = if filter.is_rewound() { UpTo::Position(from.position, from.offset) } else { UpTo::Offset(from.offset) };
-            keep.restore(context.journal.as_ref(), partition, up_to).await?;
-        }
-        tracing::info!(connector = name, partition, lease, offset = from.offset.0, "delivery starts");
-        Ok(Some(Partition::with(context, control, held, sinks, reader, filter, from, skipped, keep)))
+        let (beginning, control) = begin(&mut context, &state, lease, &mut sinks, control).await?;
+        tracing::info!(connector = name, partition, lease, offset = beginning.from.offset.0, "delivery starts");
+        Ok(Some(Partition::with(context, control, held, sinks, beginning)))
     }
 
-    #[allow(clippy::too_many_arguments)] // Called once, above.
-    fn with(
-        context: Context,
-        control: control::Writer,
-        held: Lease,
-        sinks: Vec<Box<dyn Sink>>,
-        reader: Box<dyn Reader>,
-        filter: Filter,
-        from: Point,
-        skipped: Skipped,
-        keep: Option<Keep>,
-    ) -> Partition {
+    fn with(context: Context, control: control::Writer, held: Lease, sinks: Vec<Box<dyn Sink>>, beginning: Beginning) -> Partition {
+        let Beginning { reader, filter, from, skipped, keep, replay, again } = beginning;
         let connector = &context.connector;
         let plan = connector.target.plan();
         let transactional = plan.idempotency == Idempotency::Transactional;
@@ -305,13 +293,16 @@ impl Partition {
             saved: (now, from, 0),
             saving: None,
             redrives: HashMap::new(),
+            replay,
+            again,
+            moving: None,
             context,
         }
     }
 
-    async fn run(mut self) -> Result<(), DeliveryError> {
+    async fn run(mut self) -> Result<Ended, DeliveryError> {
         self.context.stats.set_state(ConnectorState::Running);
-        self.redrive().await?;
+        self.heed_requests().await?;
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let result = loop {
@@ -322,8 +313,20 @@ impl Partition {
                 Err(error) => break Err(error),
             }
         };
+        let ended = if self.moving.is_some() && !self.context.stop.is_cancelled() { Ended::Again } else { Ended::Over };
         self.finish().await;
-        result
+        result.map(|()| ended)
+    }
+
+    /// What operators asked for: dead letters to be sent again, or another place to deliver from.
+    async fn heed_requests(&mut self) -> Result<(), DeliveryError> {
+        let state = self.context.follower.state();
+        let taken = self.replay.map_or(0, |taken| taken.number);
+        let pending = state.pending_replay(&self.context.connector.name, self.context.partition);
+        if self.moving.is_none() && pending.is_some_and(|request| request.number > taken) {
+            self.moving = Some(Instant::now() + SETTLE_WITHIN);
+        }
+        if self.moving.is_some() { Ok(()) } else { self.redrive().await }
     }
 
     async fn select(&mut self, tick: &mut tokio::time::Interval) -> Action {
@@ -347,6 +350,7 @@ impl Partition {
     fn has_room(&self) -> bool {
         self.barrier.is_none()
             && self.waiting.is_none()
+            && self.moving.is_none()
             && self.settlement.unsettled() < UNDER_WAY_MAX
             && self.outputs.under_way() < UNDER_WAY_MAX
             && self.settlement.unsettled_bytes() < UNDER_WAY_BYTES_MAX
@@ -381,7 +385,7 @@ impl Partition {
             }
             Action::Control(true) => {
                 self.check_lease()?;
-                self.redrive().await?;
+                self.heed_requests().await?;
                 self.try_again()?;
             }
             Action::Control(false) => return Err(DeliveryError::Ended),
@@ -406,6 +410,7 @@ impl Partition {
         }
         self.pass_barrier();
         if self.context.until.is_some()
+            && self.moving.is_none()
             && let Some(why) = self.waiting.as_ref().and_then(|waiting| waiting.why.clone())
             && self.is_quiet()
         {
@@ -423,7 +428,11 @@ impl Partition {
 
     /// Caught up, and nothing under way.
     fn is_done(&mut self) -> bool {
-        if !(self.read_all() || self.is_to_settle()) || !self.is_quiet() {
+        // Whoever begins anew knows what was settled of that which was not settled in time.
+        if self.moving.is_some_and(|late| Instant::now() >= late) {
+            return true;
+        }
+        if !(self.read_all() || self.is_to_settle() || self.moving.is_some()) || !self.is_quiet() {
             return false;
         }
         if self.transactional && self.marked.1 < self.settlement.checkpoint().offset {
@@ -459,7 +468,8 @@ impl Partition {
             if let (Some(keep), Some(event)) = (&self.keep, prepared.take_if(|_| self.keep.is_some())) {
                 prepared = Some(keep.note(event)?);
             }
-            if let Some(prepared) = prepared.filter(|p| self.selection.wants(&p.event))
+            let meant = |p: &Prepared| self.again.as_ref().is_none_or(|again| !again.passes_over(offset, p.row));
+            if let Some(prepared) = prepared.filter(|p| self.selection.wants(&p.event) && meant(p))
                 && !self.pass(offset, prepared)?
             {
                 return Ok(());
@@ -516,6 +526,10 @@ impl Partition {
 
     /// Looks again at an event that waits.
     fn try_again(&mut self) -> Result<(), DeliveryError> {
+        // Whoever begins anew reads it again.
+        if self.moving.is_some() {
+            return Ok(());
+        }
         let Some(Waiting { offset, prepared, .. }) = self.waiting.take() else { return Ok(()) };
         if self.pass(offset, prepared)? {
             self.reach(offset);
@@ -545,6 +559,10 @@ impl Partition {
             ConnectorStats::add(&self.context.stats.filtered, 1);
             return None;
         }
+        outputs.retain(|output| !self.is_parked(offset, output));
+        if outputs.is_empty() {
+            return None;
+        }
         let failed = outputs.iter().any(is_unmapped);
         if let Some(cause) = self.shapes.cause(&prepared.event, failed, || self.context.follower.state()) {
             if !cause.refuse {
@@ -564,6 +582,12 @@ impl Partition {
             }
         }
         None
+    }
+
+    /// Whether a replay leaves an output to the redrive of its dead letter.
+    fn is_parked(&self, offset: Offset, output: &Output) -> bool {
+        let letter = || self.selection.letter_id(&output.item);
+        self.again.as_ref().is_some_and(|again| again.is_parked(offset, output.item.event.id(), letter))
     }
 
     fn work(&self, origin: Origin, offset: Offset, prepared: &Prepared, output: Output) -> (usize, Work) {
@@ -635,7 +659,9 @@ impl Partition {
         let fault = incomplete.or(fault);
         let (mut works, mut bytes) = (Vec::new(), 0);
         for group in groups {
-            for mut output in self.selection.group(&group, None, lane, fault.as_ref(), self.keep.as_ref()) {
+            let mut outputs = self.selection.group(&group, None, lane, fault.as_ref(), self.keep.as_ref());
+            outputs.retain(|output| !self.is_parked(offset, output));
+            for mut output in outputs {
                 let cause = self.shapes.cause(&group.prepared.event, is_unmapped(&output), || self.context.follower.state());
                 if let Some(cause) = cause.filter(|cause| cause.refuse) {
                     cause.refuse(&mut output);
@@ -896,6 +922,7 @@ impl Partition {
                     .settlement
                     .oldest_commit_ms()
                     .or(self.waiting.as_ref().map(|waiting| waiting.prepared.committed_at_ms)),
+                replay_until: self.replay.map(|taken| taken.until.offset).filter(|until| checkpoint.offset < *until),
                 filter: self.filter.counts(),
             },
         );
@@ -927,16 +954,7 @@ impl Partition {
             return None;
         }
         (self.saved.1, self.saved.2) = (point, above);
-        Some(Record::Checkpoint(Checkpoint {
-            connector: self.context.connector.name.clone(),
-            partition: self.context.partition,
-            lease: self.control.lease(),
-            offset: point.offset,
-            position: point.position,
-            token: point.token,
-            ledger: self.ledger(),
-            at_ms: control::now_ms(),
-        }))
+        Some(Record::Checkpoint(checkpoint_of(&self.context, self.control.lease(), point, self.ledger(), self.replay)))
     }
 
     /// What is settled above the checkpoint: by this owner, and by those before it where this one has not read yet.

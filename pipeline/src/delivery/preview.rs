@@ -38,7 +38,19 @@ impl Preview {
     #[must_use]
     pub fn new(connector: &config::Connector, source: &str) -> Preview {
         // Truncates stand in every partition and are told of the first.
-        Preview { selection: Selection::new(connector, source, 0), keep: Keep::new(connector), group: None }
+        Preview::of_partition(connector, source, 0)
+    }
+
+    /// As [`new`](Self::new), of the events of one partition.
+    #[must_use]
+    pub fn of_partition(connector: &config::Connector, source: &str, partition: u16) -> Preview {
+        Preview { selection: Selection::new(connector, source, partition), keep: Keep::new(connector), group: None }
+    }
+
+    /// Whether the connector takes events of this table and operation.
+    #[must_use]
+    pub fn wants(&self, event: &Event) -> bool {
+        self.selection.wants(event)
     }
 
     /// Whether events can be told only by whoever has seen those before.
@@ -55,6 +67,17 @@ impl Preview {
         let Some(keep) = &self.keep else { return Ok(()) };
         let end = journal.bounds(Log::Data(partition)).await?.map_or(Offset(0), |bounds| Offset(bounds.last.0 + 1));
         keep.restore(journal, partition, UpTo::Offset(end)).await
+    }
+
+    /// As [`restore`](Self::restore), up to an offset.
+    ///
+    /// # Errors
+    /// Those of the journal, and rows that take too much memory.
+    pub async fn restore_to(&self, journal: &dyn Journal, partition: u16, end: Offset) -> Result<(), DeliveryError> {
+        match &self.keep {
+            Some(keep) => keep.restore(journal, partition, UpTo::Offset(end)).await,
+            None => Ok(()),
+        }
     }
 
     /// Takes in an event of which nothing is asked.

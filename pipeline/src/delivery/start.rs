@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tillstream_connectors::sink::{LaneId, Sink, SinkError};
+use tillstream_connectors::sink::{Batch, LaneId, Sink, SinkError};
 use tillstream_schemas::entry::Records;
 use tillstream_schemas::{Entry, Kind};
 use tokio::sync::watch;
@@ -63,11 +63,27 @@ pub(super) enum Start {
 /// What has been settled already above the place where reading begins.
 pub(super) enum Skipped {
     Ledger(Vec<(u64, u64)>),
-    /// Each lane's own mark.
-    Own(Vec<Offset>),
+    /// Each lane's own mark, which counts from an offset on.
+    Own {
+        own: Vec<Offset>,
+        since: Offset,
+    },
 }
 
 impl Skipped {
+    /// Nothing.
+    pub(super) fn nothing() -> Skipped {
+        Skipped::Ledger(Vec::new())
+    }
+
+    /// Only what lies at or above an offset.
+    pub(super) fn from(self, offset: Offset) -> Skipped {
+        match self {
+            Skipped::Ledger(_) => Skipped::Ledger(self.beyond(offset).collect()),
+            Skipped::Own { own, since } => Skipped::Own { own, since: since.max(offset) },
+        }
+    }
+
     /// Whether the event at this offset is, in this lane.
     pub(super) fn has(&self, offset: Offset, lane: usize) -> bool {
         self.in_ledger(offset) || self.in_lane(offset, lane)
@@ -82,15 +98,15 @@ impl Skipped {
 
     /// Whether the lane's own mark covers the event at this offset.
     pub(super) fn in_lane(&self, offset: Offset, lane: usize) -> bool {
-        let Skipped::Own(own) = self else { return false };
-        own.get(lane).is_some_and(|own| offset < *own)
+        let Skipped::Own { own, since } = self else { return false };
+        offset >= *since && own.get(lane).is_some_and(|own| offset < *own)
     }
 
     /// The ranges of a ledger from `reached` on, rising.
     pub(super) fn beyond(&self, reached: Offset) -> impl Iterator<Item = (u64, u64)> {
         let ranges: &[(u64, u64)] = match self {
             Skipped::Ledger(ranges) => ranges,
-            Skipped::Own(_) => &[],
+            Skipped::Own { .. } => &[],
         };
         ranges.iter().filter(move |(_, last)| *last >= reached.0).map(move |(first, last)| ((*first).max(reached.0), *last))
     }
@@ -146,6 +162,20 @@ impl Context {
             tracing::warn!(connector = self.connector.name, %error, retry_in = ?delay, "target not ready");
             sleep(delay).await;
         }
+    }
+
+    /// Has every lane of a transactional target stand at this place, whatever its mark said before: a later owner's marks outrank an earlier one's.
+    pub(super) async fn move_marks(&self, sinks: &mut [Box<dyn Sink>], lease: u32, to: Point) -> Result<(), DeliveryError> {
+        let lanes = self.connector.delivery.lanes.get();
+        let mark = LaneMark { lease, floor: to, lanes, own: to.offset }.encode();
+        for sink in sinks {
+            let store = self.until_ready(sink.as_mut(), |sink| {
+                let batch = Batch { items: Vec::new(), mark: mark.clone() };
+                Box::pin(async move { sink.deliver(&batch).await })
+            });
+            store.await?;
+        }
+        Ok(())
     }
 
     /// A reader at the start, the filter that goes with it, and the point they stand at.
@@ -205,16 +235,18 @@ impl Context {
     }
 }
 
-/// The highest floor; each lane skips what its own mark covers when the number of lanes is the same.
-pub(super) fn from_marks(marks: &[Option<LaneMark>]) -> (Start, Skipped) {
-    let Some(highest) = marks.iter().flatten().max_by_key(|m| m.floor.offset) else {
-        return (Start::First, Skipped::Own(Vec::new()));
+/// The highest floor of the last owner that stored one; each lane skips what its own mark covers when the number of lanes is the same. `replayed` is the lease
+/// under which a replay was taken up: where a mark of it or later is there, those before it say nothing any more. Also answers the last owner's lease.
+pub(super) fn from_marks(marks: &[Option<LaneMark>], replayed: u32) -> (Start, Skipped, u32) {
+    let Some(highest) = marks.iter().flatten().max_by_key(|m| (m.lease, m.floor.offset)) else {
+        return (Start::First, Skipped::Own { own: Vec::new(), since: Offset(0) }, 0);
     };
+    let counts = |mark: &LaneMark| usize::from(mark.lanes) == marks.len() && (mark.lease >= replayed || highest.lease < replayed);
     let own = marks.iter().map(|mark| match mark {
-        Some(mark) if usize::from(mark.lanes) == marks.len() => mark.own,
+        Some(mark) if counts(mark) => mark.own,
         _ => Offset(0),
     });
-    (Start::At(highest.floor), Skipped::Own(own.collect()))
+    (Start::At(highest.floor), Skipped::Own { own: own.collect(), since: Offset(0) }, highest.lease)
 }
 
 /// Behind the checkpoint that is in force.
@@ -236,7 +268,7 @@ mod tests {
         assert_eq!(settled, [5, 6, 7, 9]);
         assert_eq!(ledger.beyond(Offset(6)).collect::<Vec<_>>(), [(6, 7), (9, 9)]);
         assert_eq!(ledger.beyond(Offset(10)).count(), 0);
-        let own = Skipped::Own(vec![Offset(3), Offset(0)]);
+        let own = Skipped::Own { own: vec![Offset(3), Offset(0)], since: Offset(0) };
         assert!(own.has(Offset(2), 0) && !own.has(Offset(3), 0) && !own.has(Offset(2), 1) && !own.has(Offset(2), 7));
     }
 
@@ -244,11 +276,26 @@ mod tests {
     fn a_start_takes_the_highest_floor_and_forgets_own_marks_of_other_lane_counts() {
         let point = |offset| Point { offset: Offset(offset), ..Point::default() };
         let mark = |floor, lanes, own| Some(LaneMark { lease: 1, floor: point(floor), lanes, own: Offset(own) });
-        let (start, skipped) = from_marks(&[mark(10, 2, 40), mark(30, 2, 35)]);
-        assert!(matches!(start, Start::At(p) if p == point(30)));
+        let (start, skipped, lease) = from_marks(&[mark(10, 2, 40), mark(30, 2, 35)], 0);
+        assert!(matches!(start, Start::At(p) if p == point(30)) && lease == 1);
         assert!(skipped.has(Offset(39), 0) && !skipped.has(Offset(39), 1));
-        let (start, skipped) = from_marks(&[mark(10, 3, 40), None]);
+        let (start, skipped, _) = from_marks(&[mark(10, 3, 40), None], 0);
         assert!(matches!(start, Start::At(p) if p == point(10)) && !skipped.has(Offset(20), 0));
-        assert!(matches!(from_marks(&[None]).0, Start::First));
+        assert!(matches!(from_marks(&[None], 0).0, Start::First));
+    }
+
+    #[test]
+    fn after_a_replay_only_the_marks_of_its_owner_and_later_ones_count() {
+        let point = |offset| Point { offset: Offset(offset), ..Point::default() };
+        let mark = |lease, floor, own| Some(LaneMark { lease, floor: point(floor), lanes: 2, own: Offset(own) });
+        // One lane stored a mark since, the other one's is from before.
+        let marks = [mark(2, 10, 12), mark(1, 100, 140)];
+        let (start, skipped, lease) = from_marks(&marks, 2);
+        assert!(matches!(start, Start::At(p) if p == point(10)) && lease == 2);
+        assert!(skipped.has(Offset(11), 0) && !skipped.has(Offset(11), 1));
+        assert!(from_marks(&marks, 0).1.has(Offset(11), 1), "without a replay an earlier owner's mark stands");
+        // A target that was restored from a backup knows nothing of the replay.
+        let (start, skipped, _) = from_marks(&[mark(1, 90, 95), mark(1, 100, 140)], 2);
+        assert!(matches!(start, Start::At(p) if p == point(100)) && skipped.has(Offset(139), 1));
     }
 }

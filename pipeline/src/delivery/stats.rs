@@ -120,6 +120,8 @@ pub struct PartitionProgress {
     pub in_flight: u64,
     /// When the oldest event under way was committed at the source; `None` when nothing is.
     pub oldest_commit_ms: Option<i64>,
+    /// While a replay is under way: the place where delivery stood before.
+    pub replay_until: Option<Offset>,
     /// What the filter passed and dropped since the start.
     pub filter: Counts,
 }

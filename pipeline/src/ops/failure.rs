@@ -6,6 +6,8 @@ use super::codes;
 use crate::capture::CaptureError;
 use crate::control::ControlError;
 use crate::delivery::DeliveryError;
+use crate::delivery::place::PlaceError;
+use crate::delivery::replay::ReplayError;
 use crate::journal::JournalError;
 
 /// What kind of failure it is; decides the exit code.
@@ -152,6 +154,21 @@ impl From<DeliveryError> for Failure {
             failure.class = if error.is_transient() { Class::Unavailable } else { Class::Config };
         }
         failure
+    }
+}
+
+impl From<PlaceError> for Failure {
+    fn from(error: PlaceError) -> Failure {
+        Failure::new(error.code(), error.to_string())
+    }
+}
+
+impl From<ReplayError> for Failure {
+    fn from(error: ReplayError) -> Failure {
+        match error {
+            ReplayError::Delivery(error) => error.into(),
+            error => Failure::new(&error.code(), error.to_string()),
+        }
     }
 }
 

@@ -124,7 +124,7 @@ fn connectors(observer: &Observer, rates: &observer::Rates) -> Vec<Value> {
             progress.iter().map(|(p, progress)| last.get(p).map_or(0, |last| (last + 1).saturating_sub(progress.settled.0))).sum();
         let partitions: Vec<Value> = progress
             .iter()
-            .map(|(p, progress)| json!({"partition": p, "read": progress.read.0, "settled": progress.settled.0, "position": progress.position.to_string(), "in_flight": progress.in_flight}))
+            .map(|(p, progress)| json!({"partition": p, "read": progress.read.0, "settled": progress.settled.0, "position": progress.position.to_string(), "in_flight": progress.in_flight, "replay_until": progress.replay_until.map(|until| until.0)}))
             .collect();
         let letters = control.as_ref().map(|state| state.dead_letters().filter(|l| l.letter.connector == stats.name()).count());
         json!({
@@ -235,6 +235,10 @@ pub fn screen(status: &Value) -> String {
             connector["absorbed"],
             connector["dead_letters"],
         ));
+        for partition in connector["partitions"].as_array().into_iter().flatten().filter(|p| p["replay_until"].is_u64()) {
+            let (number, settled, until) = (&partition["partition"], &partition["settled"], &partition["replay_until"]);
+            out.push_str(&format!("  replays partition {number}: at offset {settled} of the {until} where it stood\n"));
+        }
         if connector["breaker"].as_str().is_some_and(|breaker| breaker != "closed") {
             out.push_str("  the target is away: delivery is paused and probes it; nothing becomes a dead letter meanwhile\n");
         }

@@ -124,11 +124,13 @@ async fn a_refused_output_is_a_dead_letter_by_itself_and_is_redriven_under_its_k
     catch_up(&journal, vec![mapped("facts", target(), by_item)]).await.expect("catches up");
     assert_eq!(letters(&journal).await, parked);
     api.assert_once(3);
+    assert_eq!(api.requests(), 3);
 
     redrive(&journal).await;
     let mended = Definition { map: Some(&mended), ..by_item };
     catch_up(&journal, vec![mapped("facts", target(), mended)]).await.expect("catches up");
     api.assert_once(5);
+    assert_eq!(api.requests(), 5, "of events with several outputs only those that were refused are sent again");
     assert_eq!(letters(&journal).await, parked[1..2], "two of one name stay parked");
     // The event that could not be named is sent whole, one of its outputs is refused, and gets a letter of its own.
     let half = json!({"id": "{{ idempotency_key }}", "v": "{{ item if index == 0 else after.gone }}"});
@@ -136,6 +138,7 @@ async fn a_refused_output_is_a_dead_letter_by_itself_and_is_redriven_under_its_k
     redrive(&journal).await;
     catch_up(&journal, vec![mapped("facts", target(), by_index)]).await.expect("catches up");
     api.assert_once(6);
+    assert_eq!(api.requests(), 6);
     let left = letters(&journal).await;
     assert!(left.len() == 1 && left[0].0.starts_with("e1-0/1100-1#"), "{left:?}");
     let keys: Vec<String> = api.items().iter().map(|item| item["id"].to_string()).collect();
@@ -277,4 +280,30 @@ async fn a_transaction_whose_end_is_not_stored_waits_for_it() {
     let mut rows: Vec<u64> = api.items().iter().filter_map(|item| item["rows"].as_u64()).collect();
     rows.sort_unstable();
     assert_eq!(rows, [1, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_whose_end_never_came_is_a_dead_letter_of_its_own_code() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = journal(dir.path(), 1).await;
+    let mut capture = Capture::new(journal.as_ref(), 1).await;
+    capture.commit(0, &[insert("a", 1, 1)]).await;
+    // The history does not continue behind it.
+    capture.begin(0, &[insert("a", 2, 1), insert("a", 3, 1)]).await;
+    capture.commit(0, &[insert("a", 4, 1)]).await;
+    let map = json!({"id": "{{ idempotency_key }}", "rows": "{{ events | length }}"});
+    let definition = Definition { id: Some("{{ id }}"), map: Some(&map), grouped: true, ..Definition::default() };
+    let (api, url) = api().await;
+    let connectors = || vec![mapped("http", mapped_target(&url, json!({"mode": "single"})), definition)];
+    catch_up(&journal, connectors()).await.expect("catches up");
+    api.assert_once(2);
+    let parked = letters(&journal).await;
+    assert_eq!(parked.iter().map(|l| (l.0.as_str(), l.1.as_str())).collect::<Vec<_>>(), [("e1-0/1200-0", "delivery.group_incomplete")]);
+    // Somebody who knows that nothing is missing has what came delivered.
+    redrive(&journal).await;
+    catch_up(&journal, connectors()).await.expect("catches up");
+    api.assert_once(3);
+    let mut rows: Vec<u64> = api.items().iter().filter_map(|item| item["rows"].as_u64()).collect();
+    rows.sort_unstable();
+    assert_eq!((rows, letters(&journal).await.len()), (vec![1, 1, 2], 0));
 }

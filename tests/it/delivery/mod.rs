@@ -8,6 +8,7 @@ mod jsonl;
 mod ledger;
 mod mapping;
 mod pos;
+mod replay;
 mod runtime;
 mod schema_change;
 mod series;

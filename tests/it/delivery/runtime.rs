@@ -296,6 +296,7 @@ async fn a_journal_that_was_filled_again_under_other_offsets_is_read_on_by_posit
             position: tillstream_schemas::Position::end(1, tillstream_schemas::Lsn(0x1000 + 20 * 0x100)),
             token: 1,
             ledger: vec![(offset + 1, offset + 20)],
+            replay: None,
             at_ms: 0,
         };
         writer.store(&control::Record::Checkpoint(checkpoint)).await.expect("stores");

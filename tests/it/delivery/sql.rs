@@ -25,7 +25,7 @@ const COUNT_WRITES: &str = "CREATE FUNCTION count_writes() RETURNS trigger LANGU
      $$BEGIN NEW.writes := COALESCE(OLD.writes, 0) + 1; RETURN NEW; END$$; \
      CREATE TRIGGER count_writes BEFORE INSERT OR UPDATE ON a FOR EACH ROW EXECUTE FUNCTION count_writes()";
 
-async fn database() -> (Database, Client) {
+pub(super) async fn database() -> (Database, Client) {
     let server = Postgres::shared().await;
     let database = Database::empty(server, "delivery").await;
     let client = database.connect().await;
@@ -35,14 +35,14 @@ async fn database() -> (Database, Client) {
     (database, client)
 }
 
-fn target(database: &Database, more: Value) -> Arc<dyn Target> {
+pub(super) fn target(database: &Database, more: Value) -> Arc<dyn Target> {
     let mut block = json!({"url": database.url, "tables": {"public.a": {"key": ["id"], "columns": ["qty"]}}});
     block.as_object_mut().expect("a block").extend(more.as_object().expect("a block").clone());
     Registry::built_in().get("sql").expect("built in").validate(&block, false).expect("valid")
 }
 
 /// `id:qty` of living rows and `id:gone` of tombstones.
-async fn contents(client: &Client) -> String {
+pub(super) async fn contents(client: &Client) -> String {
     let sql = "SELECT COALESCE(string_agg(id || ':' || CASE WHEN _deleted THEN 'gone' ELSE qty::text END, ' ' ORDER BY id), '') FROM a";
     client.query_one(sql, &[]).await.expect("reads").get(0)
 }
@@ -55,7 +55,7 @@ async fn new_journal(partitions: u16) -> (tempfile::TempDir, Arc<dyn Journal>, C
 }
 
 /// Without the other tables of the tests' connectors.
-fn only_a(name: &str, target: Arc<dyn Target>) -> tillstream::config::Connector {
+pub(super) fn only_a(name: &str, target: Arc<dyn Target>) -> tillstream::config::Connector {
     tillstream::config::Connector { tables: vec![("public".into(), "a".into())], kind: "sql", ..connector(name, target) }
 }
 

@@ -5,9 +5,9 @@ use std::process::Command;
 
 use serde_json::Value;
 use tillstream::config::Connector;
-use tillstream::control::{self, Checkpoint, Record, Writer};
 use tillstream::delivery::Mode;
-use tillstream::journal::Offset;
+use tillstream::delivery::place::Place;
+use tillstream::delivery::replay::Wanted;
 use tillstream_connectors::registry::Registry;
 use tokio_postgres::Client;
 
@@ -15,6 +15,7 @@ use crate::harness::{Journal, Level, PATIENCE, Pipeline, Postgres, program, root
 
 use super::http::{Api, mapped_target};
 use super::pos::{start, until};
+use super::replay::ask;
 
 /// What was used, and what of it for nothing: by location and ingredient, in units of a ten-millionth.
 type Totals = BTreeMap<(String, i64, i64), i128>;
@@ -166,14 +167,10 @@ async fn again_by_http(pipeline: &Pipeline, facts: &[Value], wanted: &Totals) {
         retention: tillstream::config::Retention::default(),
     };
     let journal = tillstream::journal::open(&tillstream::config::Journal::Local(local), "test").expect("opens");
-    // The files' checkpoint is that of another target.
+    // Another target, which has nothing of what the files have; then the same once more.
     for round in 0..2 {
-        let state = control::replay(journal.as_ref()).await.expect("replays");
-        let (mut writer, lease) =
-            Writer::take_lease(journal.clone(), "test", "pos", &state, "stock", 0, "test", "").await.expect("takes over");
-        let checkpoint = Checkpoint { offset: Offset(0), lease: lease.lease, ..state.checkpoint("stock", 0).expect("saved").clone() };
-        let back = Checkpoint { ledger: Vec::new(), position: tillstream_schemas::Position::NONE, token: 0, ..checkpoint };
-        writer.store_proven(&Record::Checkpoint(back)).await.expect("stored");
+        let all = Wanted { mapped: false, ..super::replay::wanted(Place::First, None, None) };
+        ask(&journal, &connector(), &all).await;
         let before = api.requests();
         for part in 1..3 {
             let running = start(&journal, vec![connector()], Mode::Continuous);

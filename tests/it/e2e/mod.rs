@@ -4,6 +4,7 @@
 mod big_row;
 mod dead_letter;
 mod drain;
+mod replay;
 mod sale;
 mod shutdown;
 
