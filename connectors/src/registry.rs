@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::http::HttpKind;
 use crate::jsonl::JsonlKind;
 use crate::klaviyo::KlaviyoKind;
+use crate::mapping::Mapping;
 use crate::own::OwnKind;
 use crate::scaffold::Scaffold;
 use crate::segment::SegmentKind;
@@ -85,6 +86,11 @@ pub trait Target: Send + Sync + std::fmt::Debug {
 
     /// One lane's sink. Starts nothing.
     fn build(&self, lane: LaneId, on_delete: OnDelete) -> Box<dyn Sink>;
+
+    /// What its block asks of an event by expressions, as in a URL; `None` where it holds none.
+    fn expressions(&self) -> Option<&Mapping> {
+        None
+    }
 
     /// What compares the target with the source; `None` for targets that cannot be read. Starts nothing.
     fn compare(&self) -> Option<Box<dyn Compare>> {

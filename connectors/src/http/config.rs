@@ -17,6 +17,7 @@ use super::sink::{Api, Limits, ListSink, Member, Unsendable, refuse};
 use super::template::{Collected, Templates, is_template};
 use super::{body, form};
 use crate::block::{Block, accepts_duplicates, names, problem, table_name};
+use crate::mapping::Mapping;
 use crate::registry::{Kind, Problem, SinkPlan, Target};
 use crate::sink::{Idempotency, Item, LaneId, OnDelete, Outcome, Reason, Sink, SinkError};
 
@@ -289,6 +290,10 @@ impl Api for HttpApi {
         &self.wire
     }
 
+    fn expressions(&self) -> Option<&Mapping> {
+        self.templates.as_ref().map(Templates::expressions)
+    }
+
     fn url(&self) -> &Url {
         &self.url
     }
@@ -400,6 +405,10 @@ impl<A: Api> ApiTarget<A> {
 }
 
 impl<A: Api> Target for ApiTarget<A> {
+    fn expressions(&self) -> Option<&Mapping> {
+        self.api.expressions()
+    }
+
     fn plan(&self) -> &SinkPlan {
         &self.plan
     }

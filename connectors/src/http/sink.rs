@@ -18,6 +18,7 @@ use reqwest::header::HeaderMap;
 use super::answer::{Answer, Meaning};
 use super::client::{Request, Wire};
 use crate::idempotency;
+use crate::mapping::Mapping;
 use crate::sink::{Batch, Item, Outcome, Reason, Sink, SinkError};
 
 /// After so many failures in a row a list is halved, since one item may be what the target stumbles over. Before that
@@ -83,6 +84,11 @@ pub(crate) trait Api: fmt::Debug + Send + Sync + 'static {
 
     /// The request for these members; of several, `key` names all of them in their order.
     fn request(&self, members: &[&Member], key: &str, now: SystemTime) -> Result<Request, SinkError>;
+
+    /// What the block asks of an event by expressions.
+    fn expressions(&self) -> Option<&Mapping> {
+        None
+    }
 
     /// What the answer means for the items with these keys.
     fn read(&self, answer: &Answer, _keys: &[&str]) -> Meaning {

@@ -88,6 +88,11 @@ impl Collected {
 }
 
 impl Templates {
+    /// What they ask of an event.
+    pub(crate) fn expressions(&self) -> &Mapping {
+        &self.mapping
+    }
+
     /// Fills them in.
     pub(crate) fn render(&self, item: &Item) -> Result<Rendered, Unsendable> {
         let body = match self.mapping.apply(&item.event, &item.idempotency_key) {

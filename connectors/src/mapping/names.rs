@@ -144,12 +144,14 @@ impl Used {
         let variables = self.scope.variables();
         for (n, token) in tokens.iter().enumerate() {
             let before = n.checked_sub(1).map(|n| &tokens[n]);
-            match token {
-                Token::Ident(field) if matches!(before, Some(Token::Dot)) => drop(self.words.insert((*field).to_owned())),
-                Token::Str(text) => drop(self.words.insert((*text).to_owned())),
-                Token::String(text) => drop(self.words.insert(text.to_string())),
-                _ => {}
-            }
+            let text = match token {
+                Token::Ident(field) if matches!(before, Some(Token::Dot)) => field,
+                Token::Str(text) => text,
+                Token::String(text) => &**text,
+                _ => "",
+            };
+            // `attribute='after.qty'` asks for `qty`; a column may also have a point in its name.
+            self.words.extend(text.split('.').chain([text]).map(str::to_owned));
             let Token::Ident(name) = token else { continue };
             let (after, then) = (tokens.get(n + 1), tokens.get(n + 2));
             let negated = matches!(before, Some(Token::Ident("not"))) && n >= 2 && matches!(tokens[n - 2], Token::Ident("is"));

@@ -30,6 +30,7 @@ use crate::http::config::{ApiTarget, listed, tables, words};
 use crate::http::egress::Egress;
 use crate::http::sink::{Api, Limits, Member, Unsendable, refuse};
 use crate::http::template::{Collected, Templates};
+use crate::mapping::Mapping;
 use crate::registry::{Kind, Problem, Target};
 use crate::sink::{Idempotency, Item, SinkError};
 
@@ -156,6 +157,10 @@ impl WebhookApi {
 impl Api for WebhookApi {
     fn wire(&self) -> &Wire {
         &self.wire
+    }
+
+    fn expressions(&self) -> Option<&Mapping> {
+        Some(self.templates.expressions())
     }
 
     fn url(&self) -> &Url {

@@ -253,7 +253,7 @@ pub async fn diagnose(
             None | Some(Verdict::NotTaken) => group.not_taken += 1,
             Some(Verdict::Filtered) => group.filtered += 1,
             Some(Verdict::Sent(items)) => {
-                let mut misses = |item: &Item| Some(shapes.get_mut(connector)?.cause_again(&item.event, false, state)?.what);
+                let misses = |item: &Item| Some(shapes.get(connector)?.cause_again(&item.event, false, state)?.what);
                 match items.into_iter().find_map(|item| misses(&item).or(item.mapped.and_then(Result::err).map(|reason| reason.message))) {
                     Some(why) => {
                         group.fails += 1;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tillstream_connectors::mapping::Mapping;
+use tillstream_connectors::registry::Target;
 use tillstream_connectors::sink::Reason;
 use tillstream_schemas::{Event, Op};
 use tokio::time::Instant;
@@ -39,14 +40,15 @@ pub(super) struct Shapes {
     /// Whether there is anything that a layout could be wrong for.
     watches: bool,
     mapping: Option<Arc<Mapping>>,
+    target: Arc<dyn Target>,
     /// What the sink itself reads, by table.
     columns: HashMap<String, Vec<String>>,
     /// Tables whose rows are seen beside an event's own.
     beside: Vec<String>,
     /// By fingerprint, which names the table too.
     seen: HashMap<String, Seen>,
-    /// Whether the sink misses a column in any of them.
-    sink_misses: bool,
+    /// Whether the sink or its block misses a column in any of them.
+    target_misses: bool,
     /// The layout of which nothing was known, and since when.
     untold: Option<(String, Instant)>,
     /// The partition has met these now.
@@ -68,8 +70,10 @@ struct Lost {
     table: String,
     name: String,
     was_key: bool,
-    /// Whether the sink reads it, and not (only) the mapping.
+    /// Whether the sink reads it.
     by_sink: bool,
+    /// Whether an expression of the sink's block does.
+    by_block: bool,
 }
 
 /// What an event's layout says.
@@ -90,7 +94,8 @@ pub(super) struct Cause {
     pub(super) what: String,
     /// Whether it is to be a dead letter, or else to wait.
     pub(super) refuse: bool,
-    by_sink: bool,
+    /// Whether nothing at all can be sent for the event, whatever was made of it.
+    whole: bool,
 }
 
 impl Shapes {
@@ -104,12 +109,16 @@ impl Shapes {
         Shapes {
             connector: connector.name.clone(),
             mode: connector.schema_change,
-            watches: connector.schema_change == SchemaChange::Pause || mapping.is_some() || !connector.target.plan().columns.is_empty(),
+            watches: connector.schema_change == SchemaChange::Pause
+                || mapping.is_some()
+                || !connector.target.plan().columns.is_empty()
+                || connector.target.expressions().is_some(),
             columns: connector.target.plan().columns.iter().cloned().collect(),
             mapping,
+            target: connector.target.clone(),
             beside,
             seen: HashMap::new(),
-            sink_misses: false,
+            target_misses: false,
             untold: None,
             met: Vec::new(),
         }
@@ -141,7 +150,7 @@ impl Shapes {
             }
         }
         let told = state.layouts().any(|l| l.table == table && l.layout == layout);
-        if !told && (self.mapping.is_some() || self.columns.contains_key(&table)) {
+        if !told && (self.mapping.is_some() || self.target.expressions().is_some() || self.columns.contains_key(&table)) {
             let since = match &self.untold {
                 Some((untold, since)) if untold == layout => *since,
                 _ => Instant::now(),
@@ -151,31 +160,51 @@ impl Shapes {
                 return Fit::Untold;
             }
         }
-        self.learn(event, &state);
+        let seen = self.look_up(event, &state);
+        if self.seen.len() >= SEEN_MAX {
+            self.seen.clear();
+        }
+        self.target_misses |= seen.lost.iter().any(|lost| lost.by_sink || lost.by_block);
+        self.seen.insert(layout.to_owned(), seen);
         Fit::Fits
     }
 
     /// Of a grouped mapping, whose parts nobody can tell apart later: whether the event must not join.
     pub(super) fn keeps_out(&self, event: &Event) -> Option<Cause> {
         let seen = self.seen.get(event.layout()?)?;
-        (!seen.lost.is_empty() && !seen.refuse).then(|| cause(seen.lost.iter(), seen.refuse))
+        (!seen.lost.is_empty() && !seen.refuse).then(|| cause(seen.lost.iter(), seen.refuse, false))
     }
 
     /// Why an event cannot be told, when that is for a column which is gone. `failed`: it could not be mapped.
-    pub(super) fn cause<S: Deref<Target = State>>(&mut self, event: &Event, failed: bool, state: impl FnOnce() -> S) -> Option<Cause> {
-        if !failed && !self.sink_misses {
+    pub(super) fn cause<S: Deref<Target = State>>(&self, event: &Event, failed: bool, state: impl FnOnce() -> S) -> Option<Cause> {
+        if !failed && !self.target_misses {
             return None;
         }
-        let seen = self.seen.get(event.layout()?).cloned().unwrap_or_default();
+        self.judge(event, self.seen.get(event.layout()?).unwrap_or(&Seen::default()), failed, state)
+    }
+
+    /// As [`Self::cause`] of an event that was read long ago and comes again: it never waits, and is no reason for others not to.
+    pub(super) fn cause_again(&self, event: &Event, failed: bool, state: &State) -> Option<Cause> {
+        match self.seen.get(event.layout()?) {
+            Some(seen) => self.judge(event, seen, failed, || state),
+            None => self.judge(event, &self.look_up(event, state), failed, || state),
+        }
+    }
+
+    fn judge<S: Deref<Target = State>>(&self, event: &Event, seen: &Seen, failed: bool, state: impl FnOnce() -> S) -> Option<Cause> {
         let missed = |lost: &&Lost| lost.by_sink && (event.op() != Op::Delete || lost.was_key);
         if seen.lost.iter().any(|lost| missed(&lost)) {
-            return Some(cause(seen.lost.iter().filter(missed), seen.refuse));
+            return Some(cause(seen.lost.iter().filter(missed), seen.refuse, true));
+        }
+        let asked = |lost: &&Lost| lost.by_block;
+        if seen.lost.iter().any(|lost| asked(&lost)) && self.target.expressions().is_some_and(|block| block.apply(event, "key").is_err()) {
+            return Some(cause(seen.lost.iter().filter(asked), seen.refuse, true));
         }
         if !failed {
             return None;
         }
         if !seen.lost.is_empty() {
-            return Some(cause(seen.lost.iter(), seen.refuse));
+            return Some(cause(seen.lost.iter(), seen.refuse, false));
         }
         if self.beside.is_empty() {
             return None;
@@ -183,16 +212,8 @@ impl Shapes {
         let state = state();
         self.beside.iter().find_map(|table| {
             let seen = self.look(&state, table, state.layout(table)?);
-            (!seen.lost.is_empty()).then(|| cause(seen.lost.iter(), seen.refuse))
+            (!seen.lost.is_empty()).then(|| cause(seen.lost.iter(), seen.refuse, false))
         })
-    }
-
-    /// As [`Self::cause`] of an event that was read long ago and comes again: it never waits.
-    pub(super) fn cause_again(&mut self, event: &Event, failed: bool, state: &State) -> Option<Cause> {
-        if event.layout().is_some_and(|layout| !self.seen.contains_key(layout)) {
-            self.learn(event, state);
-        }
-        self.cause(event, failed, || state)
     }
 
     /// What is known of an event's layout may have changed.
@@ -202,18 +223,13 @@ impl Shapes {
         }
     }
 
-    fn learn(&mut self, event: &Event, state: &State) {
-        let Some((layout, table)) = named(event) else { return };
+    fn look_up(&self, event: &Event, state: &State) -> Seen {
+        let Some((layout, table)) = named(event) else { return Seen::default() };
         let version = event.version();
         let of_table = |l: &&TableLayout| l.table == table && l.layout == layout;
         // A layout may come again; which of them the event has, its place tells.
         let told = state.layouts().filter(of_table).filter(|l| l.since <= version).last().or_else(|| state.layouts().find(of_table));
-        let seen = told.map(|told| self.look(state, &table, told)).unwrap_or_default();
-        if self.seen.len() >= SEEN_MAX {
-            self.seen.clear();
-        }
-        self.sink_misses |= seen.lost.iter().any(|lost| lost.by_sink);
-        self.seen.insert(layout.to_owned(), seen);
+        told.map(|told| self.look(state, &table, told)).unwrap_or_default()
     }
 
     fn look(&self, state: &State, table: &str, now: &TableLayout) -> Seen {
@@ -221,13 +237,14 @@ impl Shapes {
         let earlier = state.layouts().filter(|l| l.table == table && l.since < now.since);
         for column in earlier.flat_map(|l| &l.columns) {
             let by_sink = self.columns.get(table).is_some_and(|columns| columns.contains(&column.name));
-            let used = by_sink || self.mapping.as_ref().is_some_and(|m| m.mentions(&column.name));
+            let by_block = self.target.expressions().is_some_and(|block| block.mentions(&column.name));
+            let used = by_sink || by_block || self.mapping.as_ref().is_some_and(|m| m.mentions(&column.name));
             if !used || !column.appears() || now.columns.iter().any(|c| c.name == column.name && c.appears()) {
                 continue;
             }
             match lost.iter_mut().find(|known| known.name == column.name) {
                 Some(known) => known.was_key = column.key,
-                None => lost.push(Lost { table: table.to_owned(), name: column.name.clone(), was_key: column.key, by_sink }),
+                None => lost.push(Lost { table: table.to_owned(), name: column.name.clone(), was_key: column.key, by_sink, by_block }),
             }
         }
         let accepted = acceptance(state, &self.connector, table, &now.layout);
@@ -240,7 +257,7 @@ impl Cause {
     pub(super) fn refuse(&self, output: &mut Output) {
         let why = match &output.item.mapped {
             Some(Err(reason)) => format!("{}: {}", self.what, reason.message),
-            _ if self.by_sink => self.what.clone(),
+            _ if self.whole => self.what.clone(),
             _ => return,
         };
         output.item.mapped = Some(Err(Reason { code: CODE.to_owned(), message: why }));
@@ -263,14 +280,13 @@ pub fn acceptances(connector: &Connector, state: &State, refuse: bool, by: &str)
     tables.iter().filter_map(|table| state.layout(table)).map(accept).collect()
 }
 
-fn cause<'l>(lost: impl Iterator<Item = &'l Lost>, refuse: bool) -> Cause {
-    let (mut names, mut table, mut by_sink) = (Vec::new(), "", false);
+fn cause<'l>(lost: impl Iterator<Item = &'l Lost>, refuse: bool, whole: bool) -> Cause {
+    let (mut names, mut table) = (Vec::new(), "");
     for column in lost {
         names.push(format!("`{}`", column.name));
         table = &column.table;
-        by_sink |= column.by_sink;
     }
-    Cause { what: format!("{table} does not have {} any more", names.join(", ")), refuse, by_sink }
+    Cause { what: format!("{table} does not have {} any more", names.join(", ")), refuse, whole }
 }
 
 /// The layout and the table of an event that has a row.
@@ -312,6 +328,7 @@ mod tests {
     use std::num::NonZeroU16;
 
     use serde_json::json;
+    use tillstream_connectors::mapping::{Definition, Lookup};
     use tillstream_connectors::registry::Registry;
     use tillstream_connectors::sink::OnDelete;
     use tillstream_schemas::{Lsn, Position};
@@ -321,19 +338,25 @@ mod tests {
     use crate::control::{LayoutColumn, Record, Stored};
     use crate::journal::Offset;
 
-    /// A connector of `public.sale` that uses `id` and `total`: by its sink, or by its mapping.
-    fn connector(by_sink: bool, mode: SchemaChange) -> Connector {
-        let columns = json!({"public.sale": ["id", "total"]});
-        let block =
-            if by_sink { json!({"url": "https://api.example/v1", "columns": columns}) } else { json!({"url": "https://api.example/v1"}) };
-        let target = Registry::built_in().get("http").expect("built in").validate(&block, !by_sink).expect("valid");
+    /// A connector of `public.sale` that uses `id` and `total`: by its sink's `columns`, by its sink's `body`, or by its `map`.
+    fn connector(by: &str, mode: SchemaChange) -> Connector {
+        let mut block = json!({"url": "https://api.example/v1"});
+        match by {
+            "columns" => block["columns"] = json!({"public.sale": ["id", "total"]}),
+            "body" => {
+                block["body"] = json!("<sale>{{ after.total }}</sale>");
+                block["content_type"] = json!("application/xml");
+            }
+            _ => {}
+        }
+        let target = Registry::built_in().get("http").expect("built in").validate(&block, by == "map").expect("valid");
         let mapping = Mapping::compile(None, Some(&json!({"total": "{{ after['total'] }}", "no_such": "{{ after.totl is defined }}"})));
         Connector {
             name: "crm".into(),
             tables: vec![("public".into(), "sale".into())],
             ops: Op::ALL.to_vec(),
             on_delete: OnDelete::Tombstone,
-            mapping: (!by_sink).then(|| Arc::new(mapping.expect("sound"))),
+            mapping: (by == "map").then(|| Arc::new(mapping.expect("sound"))),
             tests: Vec::new(),
             target,
             kind: "http",
@@ -411,8 +434,9 @@ mod tests {
     #[test]
     fn an_event_waits_for_a_column_that_was_there_and_is_used() {
         let state = told(&[&["id", "total", "note"], &["id", "total"], &["id"], &["id", "total!"], &["id", "total"]]);
-        for (by_sink, failed) in [(true, false), (false, true)] {
-            let mut shapes = Shapes::new(&connector(by_sink, SchemaChange::Adapt));
+        for by in ["columns", "body", "map"] {
+            let (by_sink, failed) = (by == "columns", by == "map");
+            let mut shapes = Shapes::new(&connector(by, SchemaChange::Adapt));
             let mut of = |layout: &str, at, op: &str| verdict(&mut shapes, &state, &event(layout, at, op), failed);
             assert_eq!(of("a", 0x100, "insert"), "fits");
             assert_eq!(of("b", 0x200, "insert"), "fits", "nobody uses `note`");
@@ -423,19 +447,19 @@ mod tests {
             assert_eq!(of("c", 0x300, "delete"), if by_sink { "fits".to_owned() } else { format!("waits: {GONE}") });
         }
         // What can be told without it is told.
-        let mut shapes = Shapes::new(&connector(false, SchemaChange::Adapt));
+        let mut shapes = Shapes::new(&connector("map", SchemaChange::Adapt));
         assert_eq!(verdict(&mut shapes, &state, &event("c", 0x300, "insert"), false), "fits");
         // A name that never was a column's is a mistake of the file.
-        let mut shapes = Shapes::new(&connector(false, SchemaChange::Adapt));
+        let mut shapes = Shapes::new(&connector("map", SchemaChange::Adapt));
         assert_eq!(verdict(&mut shapes, &told(&[&["id"], &["id", "n"]]), &event("b", 0x200, "insert"), true), "fits");
     }
 
     #[test]
     fn what_somebody_accepted_is_refused_event_by_event() {
         let mut state = told(&[&["id", "total"], &["id"], &["id", "n"]]);
-        let mut shapes = Shapes::new(&connector(true, SchemaChange::DeadLetter));
+        let mut shapes = Shapes::new(&connector("columns", SchemaChange::DeadLetter));
         assert_eq!(verdict(&mut shapes, &state, &event("b", 0x200, "insert"), false), format!("refused: {GONE}"));
-        let adapting = connector(true, SchemaChange::Adapt);
+        let adapting = connector("columns", SchemaChange::Adapt);
         let accepted = acceptances(&adapting, &state, true, "op");
         assert_eq!(accepted.iter().map(|a| (&*a.table, &*a.layout)).collect::<Vec<_>>(), [("public.sale", "c")]);
         accepted.into_iter().for_each(|accepted| store(&mut state, Record::LayoutAccepted(accepted)));
@@ -443,13 +467,16 @@ mod tests {
         for (layout, at) in [("c", 0x300), ("b", 0x200)] {
             assert_eq!(verdict(&mut shapes, &state, &event(layout, at, "insert"), false), format!("refused: {GONE}"), "and all before it");
         }
-        assert_eq!(verdict(&mut Shapes::new(&connector(true, SchemaChange::Pause)), &state, &event("a", 0x100, "insert"), false), "fits");
+        assert_eq!(
+            verdict(&mut Shapes::new(&connector("columns", SchemaChange::Pause)), &state, &event("a", 0x100, "insert"), false),
+            "fits"
+        );
     }
 
     #[test]
     fn a_connector_that_pauses_meets_each_layout_once() {
         let mut state = told(&[&["id", "total"], &["id", "total", "n"], &["id", "total", "n", "m"]]);
-        let pausing = connector(true, SchemaChange::Pause);
+        let pausing = connector("columns", SchemaChange::Pause);
         let mut shapes = Shapes::new(&pausing);
         let of = |shapes: &mut Shapes, state: &State, layout: &str, at| verdict(shapes, state, &event(layout, at, "insert"), false);
         assert_eq!(of(&mut shapes, &state, "b", 0x200), "fits", "it takes the table as it finds it");
@@ -461,17 +488,49 @@ mod tests {
         assert_eq!(of(&mut shapes, &state, "a", 0x100), "fits");
         assert_eq!(of(&mut shapes, &state, "c", 0x300), "changed");
         assert_eq!(of(&mut shapes, &state, "c", 0x300), "changed");
+        // Nor does a dead letter of that layout open the way for others.
+        assert!(shapes.cause_again(&event("c", 0x300, "insert"), true, &state).is_none());
+        assert_eq!(of(&mut shapes, &state, "c", 0x300), "changed");
         acceptances(&pausing, &state, false, "op").into_iter().for_each(|a| store(&mut state, Record::LayoutAccepted(a)));
         assert_eq!(of(&mut shapes, &state, "c", 0x300), "fits");
+    }
+
+    #[test]
+    fn what_is_looked_up_and_what_is_grouped_counts_too() {
+        let mapped = |definition: Definition<'_>| {
+            let mapping = Some(Arc::new(Mapping::define(definition).expect("sound")));
+            Shapes::new(&Connector { mapping, ..connector("map", SchemaChange::Adapt) })
+        };
+        let lookups = Lookup::read(&json!({"item": {"table": "public.item", "by": "id"}})).expect("sound");
+        let map = json!({"price": "{{ lookup('item', after.id).price }}"});
+        let mut shapes = mapped(Definition { map: Some(&map), lookups: &lookups, ..Definition::default() });
+        let mut state = told(&[&["id"]]);
+        let layouts = told(&[&["id", "price"], &["id"]]);
+        for (n, layout) in layouts.layouts().enumerate() {
+            let layout = TableLayout { table: "public.item".into(), layout: format!("item{n}"), ..layout.clone() };
+            store(&mut state, Record::Layout(layout));
+        }
+        assert_eq!(verdict(&mut shapes, &state, &event("a", 0x300, "insert"), true), "waits: public.item does not have `price` any more");
+        // Of a group, naming it is enough: its events are told together, when it is too late to wait for one of them.
+        let map = json!({"totals": "{{ events | map(attribute='after.total') | list }}"});
+        let mut shapes = mapped(Definition { map: Some(&map), grouped: true, ..Definition::default() });
+        let state = told(&[&["id", "total"], &["id"]]);
+        assert_eq!(verdict(&mut shapes, &state, &event("a", 0x100, "insert"), false), "fits");
+        assert!(shapes.keeps_out(&event("a", 0x100, "insert")).is_none());
+        assert_eq!(verdict(&mut shapes, &state, &event("b", 0x200, "insert"), false), "fits");
+        assert!(shapes.keeps_out(&event("b", 0x200, "insert")).is_some_and(|cause| !cause.refuse));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_layout_that_nobody_tells_of_holds_nothing_for_long() {
         let state = told(&[&["id", "total"]]);
-        let mut shapes = Shapes::new(&connector(true, SchemaChange::Adapt));
+        let mut shapes = Shapes::new(&connector("columns", SchemaChange::Adapt));
         assert_eq!(verdict(&mut shapes, &state, &event("b", 0x200, "insert"), false), "untold");
         tokio::time::advance(TOLD_WITHIN).await;
         assert_eq!(verdict(&mut shapes, &state, &event("b", 0x200, "insert"), false), "fits");
-        assert_eq!(verdict(&mut Shapes::new(&connector(true, SchemaChange::Adapt)), &state, &event("a", 0x100, "insert"), false), "fits");
+        assert_eq!(
+            verdict(&mut Shapes::new(&connector("columns", SchemaChange::Adapt)), &state, &event("a", 0x100, "insert"), false),
+            "fits"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! Giving a running connector another file: it stops reading at the end of a transaction, settles everything read so far under the old one, and goes on
-//! behind it under the new one. Nothing is repeated and nothing is left out, and no transaction is told by two files.
+//! behind it under the new one. Nothing is repeated and nothing is left out, and no transaction is told by two files, unless a table that
+//! changed in the middle of one had stopped it there.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -10,11 +10,12 @@ use super::http::Api;
 use crate::harness::{Journal, Level, PATIENCE, Pipeline, Postgres, RabbitMq, Running, wait_for};
 
 /// Connectors of the test, what their targets do with rows, and their `schema_change`.
-const CONNECTORS: [(&str, &str, &str); 7] = [
+const CONNECTORS: [(&str, &str, &str); 8] = [
     ("rows", "sql", "adapt"),
     ("rows_letters", "sql", "dead-letter"),
     ("whole", "{{ after }}", "adapt"),
     ("listed", "columns", "adapt"),
+    ("posted", "body", "adapt"),
     ("mapped", "{{ after.total }}", "adapt"),
     ("strict", "{{ after.total }}", "pause"),
     ("letters", "{{ after.total }}", "dead-letter"),
@@ -62,6 +63,12 @@ fn file(name: &str, what: &str, mode: &str, url: &str, money: Option<&str>) -> S
             format!("{head}to:\n  sql:\n    url: ${{env:DEMO_INVENTORY_URL}}\n    create: true\n    tables:\n{table}")
         }
         "columns" => format!("{head}{http}    columns: {{public.sale: [{columns}]}}\n"),
+        "body" => {
+            let total = money.map_or_else(String::new, |money| format!(", \"total\": \"{{{{ after.{money} }}}}\""));
+            format!(
+                "{head}{http}    content_type: application/json\n    body: '{{\"id\": \"{{{{ idempotency_key }}}}\", \"n\": {{{{ after.n }}}}{total}}}'\n"
+            )
+        }
         "{{ after }}" => format!("{head}map: {{id: \"{{{{ idempotency_key }}}}\", row: \"{what}\"}}\n{http}"),
         _ => {
             let total = money.map_or_else(String::new, |money| format!(", total: \"{}\"", what.replace("total", money)));
@@ -215,7 +222,7 @@ async fn every_change_has_its_answer(name: &str, journal: Journal<'_>) {
     assert_eq!(bench.letters().await, BTreeMap::new());
 
     bench.change("ALTER TABLE sale RENAME total TO amount").await;
-    let waiting = ["rows", "listed", "mapped", "strict"];
+    let waiting = ["rows", "listed", "posted", "mapped", "strict"];
     bench.paused(&running, &waiting).await;
     bench.has_letters(&[("letters", 2), ("rows_letters", 2)]).await;
     println!("RENAME of a column that is used: {} wait, dead letters of the others that use it", waiting.join(", "));
@@ -228,7 +235,7 @@ async fn every_change_has_its_answer(name: &str, journal: Journal<'_>) {
     let running = bench.pipeline.run("run", &[]);
     bench.paused(&running, &waiting).await;
     bench.has_letters(&[("letters", 4), ("rows_letters", 4)]).await;
-    for name in ["listed", "mapped", "strict"] {
+    for name in ["listed", "posted", "mapped", "strict"] {
         assert_eq!(bench.told[name].0.numbers().len(), 8, "{name}");
     }
     // A file that asks for a column which is not there either goes back to the one before.
@@ -250,7 +257,7 @@ async fn every_change_has_its_answer(name: &str, journal: Journal<'_>) {
         .expect("renames");
     bench.write_files(Some("amount"));
     let said = bench.pipeline.command("apply", &apply).await;
-    assert_eq!(said.matches(": applied; ").count(), 6, "{said}");
+    assert_eq!(said.matches(": applied; ").count(), 7, "{said}");
     bench.pipeline.command("redrive", &["dead-letters", "redrive", "--all"]).await;
     bench.paused(&running, &[]).await;
     bench.has_letters(&[]).await;
@@ -294,7 +301,7 @@ async fn every_change_has_its_answer(name: &str, journal: Journal<'_>) {
 impl Bench {
     /// Waits until nobody waits any more and every connector that uses the column has dead letters of the last change.
     async fn paused_letters(&self, running: &Running) {
-        let users = ["rows", "rows_letters", "listed", "mapped", "strict", "letters"];
+        let users = ["rows", "rows_letters", "listed", "posted", "mapped", "strict", "letters"];
         self.has_letters(&users.map(|name| (name, 2))).await;
         for name in users {
             running.until(&format!("{name} to go on"), |status| state(status, name) == "healthy").await;
