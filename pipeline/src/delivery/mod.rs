@@ -276,6 +276,7 @@ pub async fn run_with(parts: Parts, listeners: Listeners) -> Result<(), Delivery
             owner: owner.clone(),
             gate: Gate::new(&connector, journal.partitions(), stats.clone()),
             wish: listeners.remove(&connector.name),
+            wished: None,
             connector: Arc::new(connector),
             shared: shared.clone(),
             roster: roster.clone(),
@@ -326,6 +327,8 @@ struct Supervisor {
     connector: Arc<config::Connector>,
     /// Where another file for it may come from.
     wish: Option<mpsc::Receiver<Switch>>,
+    /// A file that was wished for when a session failed.
+    wished: Option<Switch>,
     shared: Vec<Arc<Shared>>,
     roster: watch::Receiver<Roster>,
     stats: Arc<ConnectorStats>,
@@ -354,6 +357,14 @@ impl Supervisor {
                 }
                 Err(error) => error,
             };
+            if let Some(switch) = self.wished.take() {
+                // As below: nothing is under way, and the other file may be what mends it.
+                self.stats.set_error(&error.code(), &error.to_string());
+                tracing::warn!(connector = self.connector.name, %error, "the session failed while another file was waited for");
+                self.take(switch);
+                rewind = false;
+                continue;
+            }
             let moved = matches!(error, DeliveryError::Filter(FilterError::Gap { .. }) | DeliveryError::Regressed { .. });
             if moved && !rewind {
                 // A broker that lost its unsynced end is filled again by capture, under other offsets. Looked for once:
@@ -429,7 +440,14 @@ impl Supervisor {
         loop {
             if running.stop.is_cancelled() || switch.is_some() {
                 if running.tasks.is_empty() {
-                    return result.map(|()| switch.filter(|_| !self.stop.is_cancelled()));
+                    let switch = switch.filter(|_| !self.stop.is_cancelled());
+                    return match result {
+                        Ok(()) => Ok(switch),
+                        Err(error) => {
+                            self.wished = switch;
+                            Err(error)
+                        }
+                    };
                 }
             } else {
                 let (joined, wanted) = {

@@ -62,6 +62,33 @@ async fn every_transaction_is_told_by_one_file_and_once_however_often_files_chan
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_given_while_the_session_fails_is_used() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let journal = journal(dir.path(), 1).await;
+    let (answer, asked) = std::sync::mpsc::sync_channel::<()>(1);
+    let asked = std::sync::Mutex::new(asked);
+    let (refusing, url) = Api::start(move |_, _| {
+        let wait = || asked.lock().expect("sound").recv_timeout(PATIENCE);
+        tokio::task::block_in_place(wait).expect("an answer is wanted");
+        axum::http::StatusCode::UNAUTHORIZED.into_response()
+    })
+    .await;
+    let (running, switches) = start_switching(&journal, vec![telling(&url, 0)]);
+    Capture::new(journal.as_ref(), 1).await.commit(0, &[insert("a", 1, 1), insert("a", 2, 2)]).await;
+    until("a call is under way", || refusing.requests() > 0).await;
+    let (api, url) = Api::start(|_, _| axum::Json(json!({"ok": true})).into_response()).await;
+    let switch = tokio::spawn(async move { switches.switch(Arc::new(telling(&url, 1))).await });
+    tokio::task::yield_now().await;
+    answer.send(()).expect("somebody waits");
+    // The other lane may have a call under way too.
+    let _ = answer.try_send(());
+    assert_eq!(switch.await.expect("ends"), Ok(()));
+    until("all is delivered", || api.items().len() == 2).await;
+    running.stop().await.expect("stops");
+    api.assert_once(2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mapping_that_fails_is_rolled_back_and_a_sound_one_is_applied() {
     let server = Postgres::shared().await;
     let pipeline = Pipeline::new("apply", server, Journal::Rabbit(RabbitMq::shared().await), |file| file).await;
