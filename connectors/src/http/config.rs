@@ -47,6 +47,8 @@ struct HttpApi {
     idempotency_header: Option<HeaderName>,
     /// The key as a structured field's string.
     is_key_quoted: bool,
+    /// For how long the target knows a key again, where the file says so.
+    remembers: Option<Duration>,
     /// By (schema, table).
     tables: BTreeMap<(String, String), Columns>,
 }
@@ -55,7 +57,7 @@ struct HttpApi {
 #[derive(Debug, Default)]
 pub struct HttpKind;
 
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
     "url",
     "method",
     "mode",
@@ -66,6 +68,7 @@ const KEYS: [&str; 15] = [
     "auth",
     "idempotency_header",
     "idempotency_quoted",
+    "idempotency_window",
     "i_accept_duplicates",
     "columns",
     "timeout",
@@ -95,7 +98,8 @@ impl Kind for HttpKind {
             Some(api) if problems.is_empty() => {
                 let idempotency = if api.idempotency_header.is_some() { Idempotency::Key } else { Idempotency::None };
                 let columns = listed(&api.tables);
-                Ok(Arc::new(ApiTarget::new(api, idempotency, None, columns)))
+                let remembers = api.remembers;
+                Ok(Arc::new(ApiTarget::new(api, idempotency, remembers, columns)))
             }
             _ => Err(problems),
         }
@@ -116,6 +120,7 @@ fn read(value: &Value, mapped: bool, problems: &mut Vec<Problem>) -> Option<Http
     let is_form = block.choice("format", &["json", "form"], problems) == Some("form");
     let idempotency_header = read_idempotency(&block, problems);
     accepts_duplicates(&block, idempotency_header.is_some(), "idempotency_header", problems);
+    let remembers = read_window(&block, idempotency_header.is_some(), problems);
     let mut headers = read_headers(&block, idempotency_header.as_ref(), &mut templates, problems);
     let has_body = read_body(&block, mapped, is_form, &mut headers, &mut templates, problems);
     if mode == Mode::Batch {
@@ -142,6 +147,7 @@ fn read(value: &Value, mapped: bool, problems: &mut Vec<Problem>) -> Option<Http
         has_body,
         idempotency_header,
         is_key_quoted: block.flag("idempotency_quoted", false, problems),
+        remembers,
         tables,
     })
 }
@@ -193,6 +199,21 @@ fn read_idempotency(block: &Block<'_>, problems: &mut Vec<Problem>) -> Option<He
         Some("none") => None,
         _ => auth::header(block, "idempotency_header", Some("Idempotency-Key"), problems),
     }
+}
+
+/// How long the target says that it remembers keys.
+fn read_window(block: &Block<'_>, has_key: bool, problems: &mut Vec<Problem>) -> Option<Duration> {
+    const KEY: &str = "idempotency_window";
+    block.get(KEY)?;
+    if !has_key {
+        problems.push(problem(
+            KEY,
+            "goes with a key for each effect",
+            Some("leave it out, or name the header as `idempotency_header`".into()),
+        ));
+    }
+    let year = Duration::from_secs(366 * 24 * 3600);
+    Some(block.duration(KEY, year, (Duration::from_secs(1), year), problems))
 }
 
 fn read_headers(block: &Block<'_>, idempotency: Option<&HeaderName>, templates: &mut Collected, problems: &mut Vec<Problem>) -> HeaderMap {
@@ -430,6 +451,20 @@ mod tests {
         let target = HttpKind.validate(&block, false).expect("valid");
         assert_eq!(target.plan().idempotency, Idempotency::Key);
         assert_eq!(target.plan().columns, [("public.loyalty_txn".to_owned(), vec!["id".to_owned(), "points".to_owned()])]);
+    }
+
+    #[test]
+    fn how_long_keys_are_remembered_is_said_where_there_are_keys() {
+        let of = |more: Value| {
+            let mut block = json!({"url": "https://api.example/v1/events"});
+            block.as_object_mut().expect("a block").extend(more.as_object().expect("a block").clone());
+            HttpKind.validate(&block, true).map(|target| target.plan().remembers).map_err(|problems| problems[0].path.clone())
+        };
+        assert_eq!((of(json!({})), of(json!({"idempotency_window": "24h"}))), (Ok(None), Ok(Some(Duration::from_secs(86_400)))));
+        let without = json!({"idempotency_window": "24h", "idempotency_header": "none", "i_accept_duplicates": true});
+        for wrong in [json!({"idempotency_window": "24"}), json!({"idempotency_window": "0s"}), without] {
+            assert_eq!(of(wrong), Err("idempotency_window".to_owned()));
+        }
     }
 
     #[test]
