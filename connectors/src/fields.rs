@@ -1,8 +1,9 @@
-//! What a connector's map made for a vendor, looked at before it is sent: fields by name and type, and problems that hold no value.
+//! What a connector's map made for a vendor, looked at before it is sent: held against the vendor's table, and taken by name. Problems hold no value.
 
 use serde_json::{Map, Value};
 
 use crate::http::sink::{Unsendable, refuse};
+use crate::shape::Shape;
 use crate::sink::Item;
 
 /// The object that the map made. `code` is that of a refusal.
@@ -18,6 +19,24 @@ impl Fields {
             Some(Ok(Value::Object(fields))) => Ok(Fields { code, fields }),
             _ => Err(refuse(code, "the connector's map made no object")),
         }
+    }
+
+    /// Whether it is what the vendor takes.
+    pub(crate) fn fit(&self, shape: &Shape) -> Result<(), Unsendable> {
+        let Some(misfit) = shape.misfit(&self.fields) else { return Ok(()) };
+        let name = misfit.path.rsplit('.').next().unwrap_or_default();
+        // The map's own name, unless it gave a whole object of the row away.
+        let is_ours = !misfit.is_unknown || (name.len() <= 40 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
+        Err(match misfit.path.as_str() {
+            "" => refuse(self.code, format!("the connector's map {}", misfit.what)),
+            path if is_ours => self.refuse(path, &misfit.what),
+            _ => refuse(self.code, format!("a field {}", misfit.what)),
+        })
+    }
+
+    /// The fields as they are.
+    pub(crate) fn all(&self) -> &Map<String, Value> {
+        &self.fields
     }
 
     /// Those of a field that is an object itself; empty when it is not there.
@@ -49,19 +68,8 @@ impl Fields {
         self.text(name)?.ok_or_else(|| self.refuse(name, "is missing"))
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.fields.get(name).is_some_and(|value| !value.is_null())
-    }
-
-    /// What is left, all of whose names must be among `known`.
-    pub(crate) fn rest(self, known: &[&str]) -> Result<Map<String, Value>, Unsendable> {
-        match self.fields.keys().find(|name| !known.contains(&name.as_str())) {
-            // The map's own name, unless it gave a whole object of the row away.
-            Some(unknown) if unknown.len() <= 40 && unknown.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') => {
-                Err(self.refuse(unknown, &format!("is not among {}", known.join(", "))))
-            }
-            Some(_) => Err(refuse(self.code, format!("a field is not among {}", known.join(", ")))),
-            None => Ok(self.fields),
-        }
+    /// What is left.
+    pub(crate) fn rest(self) -> Map<String, Value> {
+        self.fields
     }
 }

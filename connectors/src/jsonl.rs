@@ -23,7 +23,8 @@ use tokio::task::JoinHandle;
 
 use crate::block::{Block, problem};
 use crate::registry::{Kind, Problem, SinkPlan, Target};
-use crate::sink::{Batch, Class, Idempotency, LaneId, Mark, OnDelete, Outcome, Sink, SinkError};
+use crate::show::{Shown, Text, Unshown};
+use crate::sink::{Batch, Class, Idempotency, Item, LaneId, Mark, OnDelete, Outcome, Sink, SinkError};
 
 /// Longest time of one call: a batch is a few megabytes, and a disk that takes longer is away.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -82,6 +83,22 @@ impl Target for JsonlTarget {
 
     fn build(&self, lane: LaneId, _on_delete: OnDelete) -> Box<dyn Sink> {
         Box::new(JsonlSink { dir: self.dir.clone(), lane, open: None, writing: None })
+    }
+
+    fn show(&self, item: &Item, _on_delete: OnDelete) -> Option<Result<Shown, Unshown>> {
+        let body = match &item.mapped {
+            Some(Err(reason)) => return Some(Err(Unshown::Refused(reason.clone()))),
+            Some(Ok(body)) => serde_json::from_str(body),
+            None => serde_json::from_slice(item.event.body()),
+        };
+        let shown = Shown {
+            method: "append".to_owned(),
+            to: Text::Fixed(self.dir.display().to_string()),
+            headers: Vec::new(),
+            body: body.unwrap_or_default(),
+            is_of_map: item.mapped.is_some(),
+        };
+        Some(Ok(shown))
     }
 }
 
@@ -274,7 +291,7 @@ mod tests {
     use tillstream_schemas::{Event, Position};
 
     use super::*;
-    use crate::sink::{Item, Reason};
+    use crate::sink::Reason;
 
     fn item(n: u32) -> Item {
         let body = format!(

@@ -17,6 +17,8 @@ pub mod sandbox;
 pub mod scaffold;
 pub mod scripted;
 pub mod segment;
+mod shape;
+pub mod show;
 pub mod sink;
 pub mod sql;
 pub mod square;

@@ -13,7 +13,8 @@ use crate::mapping::Mapping;
 use crate::own::OwnKind;
 use crate::scaffold::Scaffold;
 use crate::segment::SegmentKind;
-use crate::sink::{Compare, Idempotency, LaneId, OnDelete, Sink};
+use crate::show::{Shown, Unshown};
+use crate::sink::{Compare, Idempotency, Item, LaneId, OnDelete, Sink};
 use crate::sql::SqlKind;
 use crate::square::SquareKind;
 use crate::webhook::WebhookKind;
@@ -52,6 +53,17 @@ pub struct SinkPlan {
     pub items_per_request: usize,
     /// What becomes of an event that the target took long ago and is given once more, below its mark.
     pub repeats: Repeats,
+    /// The most its maker says it takes; counts where the file says nothing.
+    pub budget: Option<Budget>,
+}
+
+/// So many events in a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// At least one.
+    pub events: u64,
+    /// In how long.
+    pub per: std::time::Duration,
 }
 
 /// What a target makes of an event that it took long ago.
@@ -75,7 +87,7 @@ impl SinkPlan {
             Idempotency::Key => Repeats::Remembered,
             Idempotency::Transactional | Idempotency::None => Repeats::Applied,
         };
-        SinkPlan { idempotency, call_timeout, columns: Vec::new(), remembers: None, items_per_request: usize::MAX, repeats }
+        SinkPlan { idempotency, call_timeout, columns: Vec::new(), remembers: None, items_per_request: usize::MAX, repeats, budget: None }
     }
 }
 
@@ -89,6 +101,11 @@ pub trait Target: Send + Sync + std::fmt::Debug {
 
     /// What its block asks of an event by expressions, as in a URL; `None` where it holds none.
     fn expressions(&self) -> Option<&Mapping> {
+        None
+    }
+
+    /// What this target would be sent of an event, alone and as things are now; `None` for kinds that do not tell. Sends nothing.
+    fn show(&self, _item: &Item, _on_delete: OnDelete) -> Option<Result<Shown, Unshown>> {
         None
     }
 
@@ -111,6 +128,12 @@ pub trait Kind: Send + Sync {
     /// A connector file to begin with; `None` when the kind brings none.
     fn scaffold(&self) -> Option<Scaffold> {
         None
+    }
+
+    /// Holds a connector's `map` against what the target takes, as far as it tells before any event: names, what is missing, and literal values of a wrong
+    /// type. Paths begin with `map`. Pure.
+    fn check_map(&self, _block: &Value, _map: &Value) -> Vec<Problem> {
+        Vec::new()
     }
 
     /// Checks the block under the key (secrets already resolved) and reports every problem at once. Pure: touches no network and no file.

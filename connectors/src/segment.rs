@@ -3,13 +3,16 @@
 //! `messageId` names the event and is the same on every attempt; Segment tells repeats by it for about a day, `RudderStack` where its source is set to.
 //! An answer of 200 says that the list was well formed and nothing of any one event: what is malformed is dropped there without a word. So what can be
 //! known before (a type, somebody it is about, a name, a size) is looked at here.
+//!
+//! There is no budget of its own: Segment refuses nothing for its rate, and puts off what a workspace sends beyond 100,000 events a second over ten
+//! minutes (their page on product limits); `RudderStack` takes what its owner's data plane takes.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::block::{Block, mapped_only, problem};
 use crate::fields::Fields;
@@ -20,6 +23,7 @@ use crate::http::egress::Egress;
 use crate::http::signature::base64;
 use crate::http::sink::{Api, Limits, Member, Unsendable};
 use crate::registry::{Kind, Problem, Target};
+use crate::shape::{Of, Shape, may, must};
 use crate::sink::{Idempotency, Item, SinkError};
 
 #[derive(Debug)]
@@ -46,6 +50,36 @@ const REMEMBERS: Duration = Duration::from_secs(24 * 3600);
 
 const TYPES: [&str; 6] = ["identify", "track", "page", "screen", "group", "alias"];
 
+/// A call of their spec.
+const CALL: Shape = Shape {
+    fields: &[
+        must("type", Of::Choice(&TYPES)),
+        may("userId", Of::Text),
+        may("anonymousId", Of::Text),
+        may("messageId", Of::Text),
+        may("timestamp", Of::Text),
+        may("event", Of::Text),
+        may("name", Of::Words),
+        may("properties", Of::Free),
+        may("traits", Of::Free),
+        may("context", Of::Free),
+        may("integrations", Of::Free),
+        may("groupId", Of::Text),
+        may("previousId", Of::Text),
+    ],
+    any_of: &["userId", "anonymousId"],
+    never: None,
+};
+
+/// A name that a call of this type is nothing without, and that is not there. Of a call whose type an expression tells nothing is known.
+fn lacks(call: &Map<String, Value>) -> Option<(&'static str, String)> {
+    let kind = call.get("type").and_then(Value::as_str);
+    let is_there = |name: &str| call.get(name).is_some_and(|value| !value.is_null());
+    let needs = [("track", "event"), ("group", "groupId"), ("alias", "previousId")];
+    let (of, name) = needs.into_iter().find(|(of, name)| kind == Some(of) && !is_there(name))?;
+    Some((name, format!("is missing, and `{of}` is nothing without")))
+}
+
 impl Kind for SegmentKind {
     fn name(&self) -> &'static str {
         "segment"
@@ -57,6 +91,13 @@ impl Kind for SegmentKind {
 
     fn scaffold(&self) -> Option<crate::scaffold::Scaffold> {
         Some(crate::scaffold::SEGMENT)
+    }
+
+    fn check_map(&self, _block: &Value, map: &Value) -> Vec<Problem> {
+        let mut problems = CALL.of_map(map);
+        let lacks = map.as_object().and_then(lacks);
+        problems.extend(lacks.map(|(name, what)| problem(&format!("map.{name}"), &what, Some(format!("add `{name}` to the map")))));
+        problems
     }
 
     fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
@@ -103,26 +144,23 @@ impl Api for SegmentApi {
 
     fn member(&self, item: &Item) -> Result<Member, Unsendable> {
         let mut fields = Fields::of(item, "segment.field")?;
+        fields.fit(&CALL)?;
+        if let Some((name, what)) = lacks(fields.all()) {
+            return Err(fields.refuse(name, &what));
+        }
         let kind = fields.required("type")?;
-        if !TYPES.contains(&kind.as_str()) {
-            return Err(fields.refuse("type", &format!("is not among {}", TYPES.join(", "))));
-        }
-        for (of, name) in [("track", "event"), ("group", "groupId"), ("alias", "previousId")] {
-            if kind == of && !fields.has(name) {
-                return Err(fields.refuse(name, &format!("is missing, and `{of}` is nothing without")));
-            }
-        }
         let (user, anonymous) = (fields.text("userId")?, fields.text("anonymousId")?);
-        if user.is_none() && anonymous.is_none() {
-            return Err(fields.refuse("userId", "is missing, and so is `anonymousId`: one of them says who it is about"));
-        }
         let message = fields.text("messageId")?.unwrap_or_else(|| format!("{}-{}", self.prefix, item.idempotency_key));
         // Without a time it would be that of arrival, which is another one on every attempt.
         let time = fields.text("timestamp")?.or_else(|| item.event.committed_at().map(str::to_owned));
-        let mut call = fields.rest(&["event", "name", "properties", "traits", "context", "integrations", "groupId", "previousId"])?;
+        let mut call = fields.rest();
         let texts = [("type", Some(kind)), ("messageId", Some(message)), ("userId", user), ("anonymousId", anonymous), ("timestamp", time)];
         call.extend(texts.into_iter().filter_map(|(name, text)| Some((name.to_owned(), Value::from(text?)))));
         Ok(Member { text: Value::Object(call).to_string(), ..Member::default() })
+    }
+
+    fn is_of_map(&self) -> bool {
+        true
     }
 
     fn request(&self, members: &[&Member], _key: &str, _now: SystemTime) -> Result<Request, SinkError> {

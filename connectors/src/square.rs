@@ -4,6 +4,8 @@
 //! `idempotency_key` and is taken or refused whole; quantities are decimal texts of up to five places; changes are applied by `occurred_at`, which is
 //! at most 24 hours old and never in the future.
 //!
+//! There is no budget of its own: Square publishes no rates, and asks for pauses (`RATE_LIMITED`), which delivery keeps.
+//!
 //! Square knows requests, not the changes in them. A process that is killed may cut other lists afterwards, whose keys Square has never seen; so a
 //! request holds one change, named by the event, unless the file accepts that an adjustment may then count twice (a count cannot: it is absolute).
 
@@ -24,6 +26,7 @@ use crate::http::config::ApiTarget;
 use crate::http::egress::Egress;
 use crate::http::sink::{Api, Limits, Member, Unsendable, refuse};
 use crate::registry::{Kind, Problem, Target};
+use crate::shape::{Of, Shape, may, must};
 use crate::sink::{Idempotency, Item, SinkError};
 
 #[derive(Debug)]
@@ -80,6 +83,10 @@ impl Kind for SquareKind {
         Some(crate::scaffold::SQUARE)
     }
 
+    fn check_map(&self, _block: &Value, map: &Value) -> Vec<Problem> {
+        shape(map.get("type")).of_map(map)
+    }
+
     fn validate(&self, block: &Value, mapped: bool) -> Result<Arc<dyn Target>, Vec<Problem>> {
         let mut problems = Vec::new();
         match read(block, mapped, &mut problems) {
@@ -119,20 +126,64 @@ fn read(value: &Value, mapped: bool, problems: &mut Vec<Problem>) -> Option<Squa
     })
 }
 
+/// What every change says.
+macro_rules! change {
+    ($($more:expr),*) => {
+        Shape {
+            fields: &[
+                must("type", Of::Choice(&TYPES)),
+                must("catalog_object_id", Of::Text),
+                must("quantity", Of::Checked(|text| plain(text).err())),
+                may("occurred_at", Of::Text),
+                may("reference_id", Of::Checked(|id| (id.len() > 255).then_some("must be up to 255 characters"))),
+                may("team_member_id", Of::Words),
+                may("employee_id", Of::Words),
+                $($more),*
+            ],
+            any_of: &[],
+            never: None,
+        }
+    };
+}
+
+const TYPES: [&str; 3] = ["PHYSICAL_COUNT", "ADJUSTMENT", "TRANSFER"];
+
+/// What was counted.
+const COUNT: Shape = change!(may("state", Of::Text), must("location_id", Of::Text));
+/// What went from one state to another.
+const ADJUSTMENT: Shape = change!(must("from_state", Of::Text), must("to_state", Of::Text), must("location_id", Of::Text));
+/// What went from one place to another.
+const TRANSFER: Shape = change!(may("state", Of::Text), must("from_location_id", Of::Text), must("to_location_id", Of::Text));
+/// A change whose type an expression tells: whatever any of them says.
+const ANY: Shape = change!(
+    may("state", Of::Text),
+    may("from_state", Of::Text),
+    may("to_state", Of::Text),
+    may("location_id", Of::Text),
+    may("from_location_id", Of::Text),
+    may("to_location_id", Of::Text)
+);
+
+fn shape(kind: Option<&Value>) -> &'static Shape {
+    match kind.and_then(Value::as_str) {
+        Some("PHYSICAL_COUNT") => &COUNT,
+        Some("ADJUSTMENT") => &ADJUSTMENT,
+        Some("TRANSFER") => &TRANSFER,
+        _ => &ANY,
+    }
+}
+
 /// A quantity as Square takes it: digits, and up to five behind a point.
-fn quantity(fields: &mut Fields) -> Result<String, Unsendable> {
-    let text = fields.required("quantity")?;
-    let (whole, part) = text.split_once('.').unwrap_or((&text, "0"));
+fn plain(text: &str) -> Result<String, &'static str> {
+    let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     // Databases write what is left of the scale: 2.5000000 is 2.5.
     let part = part.trim_end_matches('0');
     if !digits(whole) || !(part.is_empty() || digits(part)) {
-        return Err(
-            fields.refuse("quantity", "must be a decimal that is not negative; the direction stands in `from_state` and `to_state`")
-        );
+        return Err("must be a decimal that is not negative; the direction stands in `from_state` and `to_state`");
     }
     if part.len() > 5 || whole.len() + part.len() > 25 {
-        return Err(fields.refuse("quantity", "must have up to five decimal places and 26 characters in all"));
+        return Err("must have up to five decimal places and 26 characters in all");
     }
     Ok(if part.is_empty() { whole.to_owned() } else { format!("{whole}.{part}") })
 }
@@ -141,14 +192,15 @@ impl SquareApi {
     /// One entry of `changes`.
     fn change(&self, item: &Item, now: Timestamp) -> Result<Value, Unsendable> {
         let mut fields = Fields::of(item, "square.field")?;
+        fields.fit(shape(fields.all().get("type")))?;
         let kind = fields.required("type")?;
         let (name, states): (&str, &[&str]) = match kind.as_str() {
             "PHYSICAL_COUNT" => ("physical_count", &["state", "location_id"]),
             "ADJUSTMENT" => ("adjustment", &["from_state", "to_state", "location_id"]),
-            "TRANSFER" => ("transfer", &["state", "from_location_id", "to_location_id"]),
-            _ => return Err(fields.refuse("type", "is not among PHYSICAL_COUNT, ADJUSTMENT, TRANSFER")),
+            _ => ("transfer", &["state", "from_location_id", "to_location_id"]),
         };
-        let mut change = json!({"catalog_object_id": fields.required("catalog_object_id")?, "quantity": quantity(&mut fields)?});
+        let quantity = plain(&fields.required("quantity")?).map_err(|why| fields.refuse("quantity", why))?;
+        let mut change = json!({"catalog_object_id": fields.required("catalog_object_id")?, "quantity": quantity});
         for state in states {
             let given = fields.text(state)?.or_else(|| (*state == "state").then(|| "IN_STOCK".to_owned()));
             change[*state] = given.ok_or_else(|| fields.refuse(state, "is missing"))?.into();
@@ -159,11 +211,8 @@ impl SquareApi {
         self.check_time(&fields, &occurred, now)?;
         change["occurred_at"] = occurred.into();
         let reference = fields.text("reference_id")?.unwrap_or_else(|| item.idempotency_key.clone());
-        if reference.len() > 255 {
-            return Err(fields.refuse("reference_id", "must be up to 255 characters"));
-        }
         change["reference_id"] = reference.into();
-        for (field, value) in fields.rest(&["team_member_id", "employee_id"])? {
+        for (field, value) in fields.rest() {
             change[field.as_str()] = value;
         }
         Ok(json!({"type": kind, name: change}))
@@ -202,6 +251,10 @@ impl Api for SquareApi {
 
     fn member(&self, item: &Item) -> Result<Member, Unsendable> {
         Ok(Member { text: self.change(item, Timestamp::now())?.to_string(), ..Member::default() })
+    }
+
+    fn is_of_map(&self) -> bool {
+        true
     }
 
     fn request(&self, members: &[&Member], key: &str, _now: SystemTime) -> Result<Request, SinkError> {

@@ -460,3 +460,98 @@ async fn tests_need_no_secrets_can_be_chosen_and_run_again_when_a_file_is_saved(
     write("crm.yaml", &CRM.replace("expect: {id: 1}", "expect: {id: 7}"));
     saw("  - id: 7\n  + id: 1\n1 passed, 1 failed").await;
 }
+
+const GOLDEN: &str = r#"# Guests, as the CRM knows them.
+version: 1
+connector: crm
+from: {tables: [public.orders]}
+when: "{{ after.paid }}"
+map:
+  id: "{{ after.id }}"      # theirs is ours
+  total: "{{ after.total | minor }}"
+tests:
+  - name: a paid order     # the usual one
+    given: {after: {id: 1, paid: true, total: "12.50"}}
+    expect: {id: 1, total: 1200}   # in cents
+  - {name: a draft, given: {after: {id: 1, paid: false}}, filtered: true}
+  - name: no money
+    expect:
+      # What is missing is said.
+      id: 2
+      sum: 5
+    given: {after: {id: 2, paid: true, total: "0.05"}}
+  - {name: a broken one, given: {after: {id: 3, paid: true, total: x}}, expect: {id: 3}}
+on_delete: ignore
+to:
+  http: {url: "${env:CRM_URL}"}
+"#;
+
+#[test]
+fn golden_updates_touch_what_differs_and_nothing_else() {
+    let dir = scratch("golden");
+    let file = dir.join("crm.yaml");
+    std::fs::write(&file, GOLDEN).expect("written");
+    let (code, said, _) = run(&dir, &["test", "crm.yaml", "--update-golden"], &[]);
+    let now = std::fs::read_to_string(&file).expect("there");
+    let expected = GOLDEN
+        .replace("{id: 1, total: 1200}   # in cents", "{id: 1, total: 1250}   # in cents")
+        .replace("      id: 2\n      sum: 5\n", "      id: 2\n      total: 5\n");
+    assert_eq!(now, expected, "{said}");
+    // A test whose mapping fails is left, and named.
+    assert_eq!(code, Some(1), "{said}");
+    for line in [
+        "UPDATED crm: a paid order",
+        "  - total: 1200",
+        "  + total: 1250",
+        "UPDATED crm: no money",
+        "FAILED crm: a broken one",
+        "1 passed, 1 failed, 2 updated (4 crm)",
+    ] {
+        assert!(said.lines().any(|l| l == line), "{line}\nis not among\n{said}");
+    }
+    assert!(said.contains("not rewritten: it fails: `map.total`"), "{said}");
+    // What was written passes, and is not written again.
+    let (code, said, _) = run(&dir, &["test", "crm.yaml", "--update-golden", "--filter", "order", "--format", "json"], &[]);
+    let document: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!((code, document), (Some(0), json!({"passed": 1, "failed": [], "updated": []})));
+    assert_eq!(std::fs::read_to_string(&file).expect("there"), expected);
+    assert_eq!(std::fs::read_dir(&dir).expect("there").count(), 1, "no other file is left behind");
+}
+
+#[test]
+fn a_vendors_documented_budget_is_the_default_and_is_told() {
+    let dir = scratch("budgets");
+    let file = |more: &str| {
+        let target = format!("to: {{klaviyo: {{resource: profile, api_key: k{more}}}}}");
+        format!(
+            "version: 1\nconnector: guests\nfrom: {{tables: [public.orders]}}\non_delete: ignore\nmap: {{external_id: \"{{{{ after.id }}}}\"}}\n{target}\n"
+        )
+    };
+    let rate = |text: &str| {
+        std::fs::write(dir.join("guests.yaml"), text).expect("written");
+        let loaded = config::load_connectors(&[dir.join("guests.yaml")], &Registry::built_in()).unwrap_or_else(|report| panic!("{report}"));
+        loaded[0].delivery.rate.map(|rate| rate.to_string())
+    };
+    assert_eq!(rate(&file("")).as_deref(), Some("750/m"));
+    assert_eq!(
+        rate(
+            &file("")
+                .replace("resource: profile", "resource: event")
+                .replace("{external_id", "{metric: Paid, profile: {external_id")
+                .replace("}}\"}", "}}\"}}")
+        )
+        .as_deref(),
+        Some("3500/m")
+    );
+    // Who stands elsewhere has limits of its own, and whoever runs it knows best.
+    assert_eq!(rate(&file(", url: \"http://127.0.0.1:1/klaviyo\", allow_private: true")), None);
+    assert_eq!(rate(&format!("{}delivery: {{rate: 20/s}}\n", file(""))).as_deref(), Some("20/s"));
+
+    std::fs::write(dir.join("guests.yaml"), file("")).expect("written");
+    std::fs::write(dir.join("tillstream.yaml"), PIPELINE.replace("crm.yaml", "guests.yaml")).expect("written");
+    let (code, said, why) = run(&dir, &["validate", "--offline"], &[]);
+    assert_eq!(code, Some(0), "{why}");
+    assert!(said.contains("guests: at most 750/m, as the vendor documents it"), "{said}");
+    let (_, said, _) = run(&dir, &["schema", "connector"], &[]);
+    assert!(said.contains("klaviyo: 3500/m, of profiles 750/m"), "the reference says what the sink does");
+}

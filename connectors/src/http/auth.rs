@@ -33,6 +33,11 @@ pub(crate) struct Hmac {
 }
 
 impl Hmac {
+    /// The headers it adds.
+    pub(crate) fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        [&self.header].into_iter().chain(&self.timestamp)
+    }
+
     /// Adds the headers of an attempt at `now`.
     pub(crate) fn sign(&self, headers: &mut HeaderMap, body: &[u8], now: SystemTime) {
         let signed = match &self.timestamp {

@@ -16,6 +16,7 @@ use super::balance::{Endpoints, How};
 use super::egress::{Egress, Guard, Refused};
 use crate::block::{Block, problem};
 use crate::registry::Problem;
+use crate::show::Text;
 use crate::sink::{Outcome, Retry, SinkError};
 
 /// The most of an answer that is read: results of the largest batch fit many times.
@@ -102,6 +103,16 @@ impl Wire {
         let once = self.timeout + CONNECT_TIMEOUT.min(self.timeout).saturating_mul(passed_by);
         // With a token: fetched, refused, fetched anew, sent.
         if matches!(self.auth, Auth::OAuth2(_)) { once * 4 } else { once }
+    }
+
+    /// The headers that every request gets on its way, without what they hold.
+    pub(crate) fn shown_auth(&self) -> Vec<(String, Text)> {
+        match &self.auth {
+            Auth::None => Vec::new(),
+            Auth::Fixed(name, _) => vec![(name.to_string(), Text::Secret)],
+            Auth::OAuth2(_) => vec![(AUTHORIZATION.to_string(), Text::Secret)],
+            Auth::Hmac(hmac) => hmac.headers().map(|name| (name.to_string(), Text::OfAttempt)).collect(),
+        }
     }
 
     /// Sends it and reads the answer. `Err` means that nothing is known.

@@ -13,12 +13,13 @@ use super::auth::{self, secret};
 use super::body::Columns;
 use super::client::{Request, Wire, parse_url};
 use super::egress::Egress;
-use super::sink::{Api, Limits, ListSink, Member, Unsendable, refuse};
+use super::sink::{self, Api, Limits, ListSink, Member, Unsendable, refuse};
 use super::template::{Collected, Templates, is_template};
 use super::{body, form};
 use crate::block::{Block, accepts_duplicates, names, problem, table_name};
 use crate::mapping::Mapping;
-use crate::registry::{Kind, Problem, SinkPlan, Target};
+use crate::registry::{Budget, Kind, Problem, SinkPlan, Target};
+use crate::show::{Shown, Unshown};
 use crate::sink::{Idempotency, Item, LaneId, OnDelete, Outcome, Reason, Sink, SinkError};
 
 /// What a request holds.
@@ -362,6 +363,10 @@ impl Api for HttpApi {
         Ok(Request { method: self.method.clone(), url, headers, body: body.into() })
     }
 
+    fn is_of_map(&self) -> bool {
+        self.templates.is_none() && self.tables.is_empty()
+    }
+
     fn read(&self, answer: &Answer, keys: &[&str]) -> Meaning {
         match answer.meaning() {
             Meaning::Applied if self.mode == Mode::Batch => results(keys, answer.body.as_ref()),
@@ -423,6 +428,12 @@ impl<A: Api> ApiTarget<A> {
         let plan = SinkPlan { columns, remembers, items_per_request, ..SinkPlan::new(idempotency, call_timeout) };
         ApiTarget { plan, api: Arc::new(api) }
     }
+
+    /// With what its maker says that it takes.
+    pub(crate) fn within(mut self, budget: Option<Budget>) -> ApiTarget<A> {
+        self.plan.budget = budget;
+        self
+    }
 }
 
 impl<A: Api> Target for ApiTarget<A> {
@@ -436,6 +447,10 @@ impl<A: Api> Target for ApiTarget<A> {
 
     fn build(&self, _lane: LaneId, _on_delete: OnDelete) -> Box<dyn Sink> {
         Box::new(ListSink::new(self.api.clone()))
+    }
+
+    fn show(&self, item: &Item, _on_delete: OnDelete) -> Option<Result<Shown, Unshown>> {
+        Some(sink::show(self.api.as_ref(), item))
     }
 }
 

@@ -13,12 +13,14 @@ use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
 use reqwest::Url;
-use reqwest::header::HeaderMap;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::Value;
 
 use super::answer::{Answer, Meaning};
 use super::client::{Request, Wire};
 use crate::idempotency;
 use crate::mapping::Mapping;
+use crate::show::{Shown, Text, Unshown};
 use crate::sink::{Batch, Item, Outcome, Reason, Sink, SinkError};
 
 /// After so many failures in a row a list is halved, since one item may be what the target stumbles over. Before that
@@ -95,6 +97,16 @@ pub(crate) trait Api: fmt::Debug + Send + Sync + 'static {
         answer.meaning()
     }
 
+    /// Whether all that a body holds of the row comes from the connector's `map`.
+    fn is_of_map(&self) -> bool {
+        false
+    }
+
+    /// Headers of [`request`](Self::request) that are others on every attempt.
+    fn of_attempt(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The target knows requests by their key and not the items in them, so that an item must never come in another list while it is not known what
     /// became of the first.
     fn knows_lists_only(&self) -> bool {
@@ -124,15 +136,7 @@ impl<A: Api> ListSink<A> {
     fn prepare<'b>(&self, batch: &'b Batch, limits: Limits) -> Result<Vec<Prepared<'b>>, SinkError> {
         let mut all: Vec<Prepared<'b>> = Vec::with_capacity(batch.items.len());
         for item in &batch.items {
-            let member = match &item.mapped {
-                Some(Err(reason)) => Err(Unsendable::Refuse(reason.clone())),
-                _ => self.api.member(item),
-            };
-            let member = match member {
-                Ok(member) if member.text.len() > limits.item_bytes => Err(Reason {
-                    code: "http.too_large".into(),
-                    message: format!("{} bytes, and the target takes {} of one event", member.text.len(), limits.item_bytes),
-                }),
+            let member = match member(self.api.as_ref(), item, limits) {
                 Ok(member) => Ok(member),
                 Err(Unsendable::Refuse(reason)) => Err(reason),
                 Err(Unsendable::Stop(error)) if all.is_empty() => return Err(error),
@@ -147,11 +151,7 @@ impl<A: Api> ListSink<A> {
     fn sent<'p>(&self, all: &'p [Prepared<'_>], range: &Range<usize>, limits: Limits) -> (Vec<&'p Member>, Vec<&'p str>, String) {
         let sent = all[range.clone()].iter().filter_map(|p| Some((p.member.as_ref().ok()?, p.item.idempotency_key.as_str())));
         let (members, keys): (Vec<&Member>, Vec<&str>) = sent.unzip();
-        let key = match keys[..] {
-            [key] if limits.items == 1 => key.to_owned(),
-            // The same members give the same key and the same bytes, however often and by whom they are sent.
-            _ => idempotency::key(keys.iter().map(|key| key.as_bytes())),
-        };
+        let key = request_key(&keys, limits);
         (members, keys, key)
     }
 
@@ -237,6 +237,52 @@ impl<A: Api> Sink for ListSink<A> {
         }
         Ok(outcomes)
     }
+}
+
+/// What is sent of an item, unless there is nothing to send or too much.
+fn member<A: Api>(api: &A, item: &Item, limits: Limits) -> Result<Member, Unsendable> {
+    if let Some(Err(reason)) = &item.mapped {
+        return Err(Unsendable::Refuse(reason.clone()));
+    }
+    let member = api.member(item)?;
+    if member.text.len() > limits.item_bytes {
+        let message = format!("{} bytes, and the target takes {} of one event", member.text.len(), limits.item_bytes);
+        return Err(refuse("http.too_large", message));
+    }
+    Ok(member)
+}
+
+/// The key that names a request for items with these keys.
+fn request_key(keys: &[&str], limits: Limits) -> String {
+    match keys {
+        [key] if limits.items == 1 => (*key).to_owned(),
+        // The same members give the same key and the same bytes, however often and by whom they are sent.
+        _ => idempotency::key(keys.iter().map(|key| key.as_bytes())),
+    }
+}
+
+/// The request for an item alone.
+pub(crate) fn show<A: Api>(api: &A, item: &Item) -> Result<Shown, Unshown> {
+    let (limits, stops) = (api.limits(), |error: SinkError| Unshown::Stops(Reason::new(&error.code, &error.message)));
+    let member = member(api, item, limits).map_err(|unsendable| match unsendable {
+        Unsendable::Refuse(reason) => Unshown::Refused(reason),
+        Unsendable::Stop(error) => stops(error),
+    })?;
+    let key = request_key(&[&item.idempotency_key], limits);
+    let Request { method, url, headers, body } = api.request(&[&member], &key, SystemTime::UNIX_EPOCH).map_err(stops)?;
+    let text = |name: &HeaderName, value: &HeaderValue| match value.to_str() {
+        _ if api.of_attempt().contains(&name.as_str()) => Text::OfAttempt,
+        Ok(text) if member.headers.contains_key(name) => Text::OfRow(text.to_owned()),
+        Ok(text) if !value.is_sensitive() => Text::Fixed(text.to_owned()),
+        // What a file says of a header is more often a secret than not.
+        _ => Text::Secret,
+    };
+    let mut shown: Vec<(String, Text)> = headers.iter().map(|(name, value)| (name.as_str().to_owned(), text(name, value))).collect();
+    shown.extend(api.wire().shown_auth());
+    shown.sort_by(|a, b| a.0.cmp(&b.0));
+    let to = if member.url.is_some() { Text::OfRow(url.to_string()) } else { Text::Fixed(url.to_string()) };
+    let body = serde_json::from_slice(&body).unwrap_or_else(|_| Value::from(String::from_utf8_lossy(&body).into_owned()));
+    Ok(Shown { method: method.to_string(), to, headers: shown, body, is_of_map: api.is_of_map() && item.mapped.is_some() })
 }
 
 /// Cuts the items into lists that keep the limits, in order. Deterministic: the same items give the same lists.

@@ -116,6 +116,29 @@ impl Case {
         }
     }
 
+    /// What the test comes to, as its `expect` would say it; `None` when it expects something else.
+    ///
+    /// # Errors
+    /// Nothing is sent: why.
+    pub fn golden(&self, mapping: &Mapping) -> Result<Option<Json>, String> {
+        let is_list = match self.expect {
+            Expect::Body(_) => false,
+            Expect::Bodies(_) => true,
+            Expect::Filtered(_) | Expect::Fails(_) => return Ok(None),
+        };
+        let outputs = self.outputs(mapping).map_err(|fault| format!("it fails: {fault}"))?;
+        if outputs.is_empty() && !is_list {
+            return Err("it is filtered: write `filtered: true` instead of `expect`, if that is meant".to_owned());
+        }
+        let body = |output: Output| match output.body {
+            Some(Ok(body)) => serde_json::from_str(&body).map_err(|_| "what it is sent as is no JSON".to_owned()),
+            Some(Err(fault)) => Err(format!("it fails: {fault}")),
+            None => Err("it is delivered whole".to_owned()),
+        };
+        let mut bodies: Vec<Json> = outputs.into_iter().map(body).collect::<Result<_, String>>()?;
+        Ok(Some(if !is_list && bodies.len() == 1 { bodies.swap_remove(0) } else { Json::Array(bodies) }))
+    }
+
     /// What becomes of the events, with the rows that stand there.
     fn outputs(&self, mapping: &Mapping) -> Result<Vec<Output>, Fault> {
         let tables = (!mapping.lookups().is_empty()).then(|| Arc::new(Tables::new(mapping.lookups(), &[], usize::MAX)));

@@ -36,6 +36,7 @@ use tillstream_schemas::{Event, amend};
 
 use crate::block::problem;
 use crate::registry::Problem;
+use crate::show::masked;
 use crate::sink::Reason;
 
 /// Steps one event may cost: a recipe of a thousand lines fits, a loop over a loop over a range does not.
@@ -109,6 +110,20 @@ enum Shape {
     Leaf(usize),
     List(Vec<Shape>),
     Object(Vec<(String, Shape)>),
+}
+
+impl Shape {
+    fn masked(&self, made: &Json) -> Json {
+        match (self, made) {
+            (Shape::Constant(_), constant) => constant.clone(),
+            (Shape::List(shapes), Json::Array(items)) => shapes.iter().zip(items).map(|(shape, item)| shape.masked(item)).collect(),
+            (Shape::Object(shapes), Json::Object(fields)) => {
+                let field = |(name, shape): &(String, Shape)| Some((name.clone(), shape.masked(fields.get(name)?)));
+                Json::Object(shapes.iter().filter_map(field).collect())
+            }
+            (_, value) => masked(value),
+        }
+    }
 }
 
 /// What becomes of an event.
@@ -217,6 +232,12 @@ impl Mapping {
         let (columns, mut words) = used.into_names();
         words.extend(lookups.iter().flat_map(|lookup| lookup.by.iter().chain(lookup.columns.iter().flatten())).cloned());
         Ok(Mapping { environment, when, key, each, id, map, columns, words, lookups: lookups.to_vec(), grouped })
+    }
+
+    /// What the `map` made, with the values of its expressions replaced by the names of their types: what stands in the file stays.
+    #[must_use]
+    pub fn masked(&self, made: &Json) -> Json {
+        self.map.as_ref().map_or_else(|| masked(made), |(_, shape)| shape.masked(made))
     }
 
     /// Whether it makes the JSON that is sent.

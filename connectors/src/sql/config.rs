@@ -5,14 +5,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
+use tillstream_schemas::Op;
 
 use super::dialect::Database;
 use super::sink::SqlSink;
 use super::{mysql, postgres, sqlite};
 use crate::block::{Block, names, problem, table_name};
 use crate::registry::{Kind, Problem, Repeats, SinkPlan, Target};
-use crate::sink::{Compare, Idempotency, LaneId, OnDelete, Sink};
+use crate::show::{Shown, Text, Unshown};
+use crate::sink::{Compare, Idempotency, Item, LaneId, OnDelete, Reason, Sink};
 
 /// One target table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +44,45 @@ impl SqlConfig {
     pub(super) fn index(&self, schema: &str, table: &str) -> Option<usize> {
         // A handful at most; the names are compared without making them texts of their own.
         self.tables.keys().position(|(s, t)| t == table && s == schema)
+    }
+}
+
+impl SqlConfig {
+    /// The row that an event would write, in the values of the event: how the target's columns take them is known only there.
+    fn show(&self, item: &Item, on_delete: OnDelete) -> Result<Shown, Unshown> {
+        if let Some(Err(reason)) = &item.mapped {
+            return Err(Unshown::Refused(reason.clone()));
+        }
+        let event = &item.event;
+        let (Some(schema), Some(name)) = (event.schema(), event.table()) else {
+            return Err(Unshown::Refused(Reason::new("sql.no_table", "a logical message belongs to no table")));
+        };
+        let Some(table) = self.tables.get(&(schema.to_owned(), name.to_owned())) else {
+            return Err(Unshown::Stops(Reason::new("sql.table_not_mapped", &format!("the block lists no table {schema}.{name}"))));
+        };
+        let (method, whole) = match (event.op(), on_delete) {
+            (Op::Truncate, _) => ("empty", false),
+            (Op::Delete, OnDelete::Delete) => ("delete", false),
+            (Op::Delete, _) => ("mark as deleted", false),
+            _ => ("upsert", true),
+        };
+        let mut row = Map::new();
+        if event.op() != Op::Truncate {
+            for column in table.key.iter().chain(table.columns.iter().filter(|_| whole)) {
+                match event.column(column) {
+                    Some(raw) => drop(row.insert(column.clone(), serde_json::from_str(raw).unwrap_or_default())),
+                    // The target keeps what it has.
+                    None if event.unchanged().any(|unchanged| unchanged == column) => {}
+                    None => {
+                        let what = format!("{schema}.{name}: events do not have the column {column}");
+                        return Err(Unshown::Stops(Reason::new("sql.column_missing", &what)));
+                    }
+                }
+            }
+            row.insert("_version".to_owned(), json!(item.version.version_text()));
+        }
+        let to = Text::Fixed(table.into.clone());
+        Ok(Shown { method: method.to_owned(), to, headers: Vec::new(), body: Value::Object(row), is_of_map: false })
     }
 }
 
@@ -176,6 +217,10 @@ impl Target for SqlTarget {
 
     fn build(&self, lane: LaneId, on_delete: OnDelete) -> Box<dyn Sink> {
         Box::new(SqlSink::new(self.config.clone(), lane, on_delete))
+    }
+
+    fn show(&self, item: &Item, on_delete: OnDelete) -> Option<Result<Shown, Unshown>> {
+        Some(self.config.show(item, on_delete))
     }
 
     fn compare(&self) -> Option<Box<dyn Compare>> {

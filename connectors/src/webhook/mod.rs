@@ -223,6 +223,10 @@ impl Api for WebhookApi {
         Ok(Request { method: Method::POST, url: self.url.clone(), headers, body: body.into() })
     }
 
+    fn of_attempt(&self) -> &'static [&'static str] {
+        &["webhook-timestamp", "webhook-signature"]
+    }
+
     fn read(&self, answer: &Answer, _keys: &[&str]) -> Meaning {
         match answer.status {
             // The receiver wants no more of it: for an operator to end, not for one event after the other to be refused.

@@ -37,6 +37,7 @@ mod read;
 mod reader;
 mod request;
 mod runner;
+pub mod sample;
 pub mod spec;
 mod sql;
 mod stats;

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use tillstream_connectors::mapping::{Case, Mapping};
 use tillstream_connectors::registry::Registry;
 
 use super::output::{self, End, Format};
-use crate::config::{self, Tested};
+use crate::config::{self, Tested, golden};
 use crate::ops::failure::Class;
 
 /// How often files are looked at with `--watch`: quicker than a hand goes from one window to the other.
@@ -17,7 +18,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(300);
 /// Runs the tests that stand in connector files
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tillstream test                                 every connector of tillstream.yaml\n  tillstream test connectors/loyalty.yaml         one connector file by itself\n  tillstream test --watch --filter refund         those whose names say refund, again whenever a file is saved\n\nEnds with 1 when a test fails. What `to` refers to (${env:…}) need not be there."
+    after_help = "Examples:\n  tillstream test                                 every connector of tillstream.yaml\n  tillstream test connectors/loyalty.yaml         one connector file by itself\n  tillstream test --watch --filter refund         those whose names say refund, again whenever a file is saved\n  tillstream test --update-golden && git diff      take what the tests come to for what they expect, and look at it\n\nEnds with 1 when a test fails. A test whose mapping fails, or that expects something else than `expect`, is never rewritten. What `to` refers to (${env:…}) need not be there."
 )]
 pub(super) struct Arguments {
     /// Pipeline files (the tests of all their connectors are run) or single connector files
@@ -29,6 +30,9 @@ pub(super) struct Arguments {
     /// Run them again whenever a file is saved, until interrupted
     #[arg(long)]
     watch: bool,
+    /// Write what the tests come to into the `expect` of those that fail, and nothing else
+    #[arg(long, conflicts_with = "watch")]
+    update_golden: bool,
     /// How the result is printed
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
@@ -73,27 +77,42 @@ fn saved(files: &[PathBuf]) -> BTreeMap<PathBuf, SystemTime> {
 fn once(arguments: &Arguments, registry: &Registry) -> Result<(), End> {
     let tested = config::load_tests(&arguments.files, registry)?;
     let meant = |connector: &str, test: &str| arguments.filter.as_ref().is_none_or(|text| connector.contains(text) || test.contains(text));
-    let (mut passed, mut failed) = (0, Vec::new());
+    let (mut passed, mut failed, mut updated) = (0, Vec::new(), Vec::new());
     for file in &tested {
         let Some(mapping) = &file.mapping else { continue };
-        for case in file.tests.iter().filter(|case| meant(&file.name, &case.name)) {
-            match case.check(mapping) {
-                Ok(()) => passed += 1,
-                Err(differences) => failed.push((file.name.clone(), case.name.clone(), differences)),
+        for (number, case) in file.tests.iter().enumerate().filter(|(_, case)| meant(&file.name, &case.name)) {
+            let Err(mut differences) = case.check(mapping) else {
+                passed += 1;
+                continue;
+            };
+            let rewritten = arguments.update_golden.then(|| rewrite(file, number, case, mapping)).transpose();
+            let told = |differences| (file.name.clone(), case.name.clone(), differences);
+            match rewritten {
+                Ok(Some(())) => updated.push(told(differences)),
+                Ok(None) => failed.push(told(differences)),
+                Err(why) => {
+                    differences.push(format!("not rewritten: {why}"));
+                    failed.push(told(differences));
+                }
             }
         }
     }
     match arguments.format {
         Format::Json => {
-            let failed: Vec<_> = failed
-                .iter()
-                .map(|(connector, test, differences)| serde_json::json!({"connector": connector, "test": test, "differences": differences}))
-                .collect();
-            output::print(serde_json::json!({"passed": passed, "failed": failed}))?;
+            let list = |told: &[(String, String, Vec<String>)]| -> serde_json::Value {
+                let of = |(connector, test, differences): &(String, String, Vec<String>)| serde_json::json!({"connector": connector, "test": test, "differences": differences});
+                told.iter().map(of).collect()
+            };
+            let mut document = serde_json::json!({"passed": passed, "failed": list(&failed)});
+            if arguments.update_golden {
+                document["updated"] = list(&updated);
+            }
+            output::print(document)?;
         }
         Format::Human => {
-            for (connector, test, differences) in &failed {
-                output::print(format_args!("FAILED {connector}: {}", output::clean(test)))?;
+            let rewritten = updated.iter().map(|told| ("UPDATED", told));
+            for (what, (connector, test, differences)) in rewritten.chain(failed.iter().map(|told| ("FAILED", told))) {
+                output::print(format_args!("{what} {connector}: {}", output::clean(test)))?;
                 for difference in differences {
                     output::print(format_args!("  {}", output::clean(difference)))?;
                 }
@@ -101,10 +120,18 @@ fn once(arguments: &Arguments, registry: &Registry) -> Result<(), End> {
             for file in tested.iter().filter(|f| f.mapping.is_some() && f.tests.is_empty()) {
                 output::print(format_args!("{}: has a mapping and no tests", file.name))?;
             }
-            output::print(format_args!("{passed} passed, {} failed ({})", failed.len(), names(&tested)))?;
+            let rewritten = if arguments.update_golden { format!(", {} updated", updated.len()) } else { String::new() };
+            output::print(format_args!("{passed} passed, {} failed{rewritten} ({})", failed.len(), names(&tested)))?;
         }
     }
     if failed.is_empty() { Ok(()) } else { Err(End::Code(Class::Check.exit_code())) }
+}
+
+/// Writes what a test comes to into its file.
+fn rewrite(file: &Tested, number: usize, case: &Case, mapping: &Mapping) -> Result<(), String> {
+    let Some(came_to) = case.golden(mapping)? else { return Err("it has no `expect`".to_owned()) };
+    let text = golden::rewrite(&file.path, number, &came_to).map_err(|why| why.to_string())?;
+    golden::write(&file.path, &text).map_err(|error| format!("the file cannot be written: {error}"))
 }
 
 fn names(tested: &[Tested]) -> String {

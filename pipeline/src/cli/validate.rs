@@ -98,7 +98,15 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
             let layers: Map<String, Value> = found.layers.iter().map(|(name, result)| ((*name).to_owned(), json!(result))).collect();
             let warnings: Vec<Value> = found.warnings.iter().map(Problem::to_json).collect();
             if found.problems.is_empty() {
-                output::print(json!({"valid": true, "files": arguments.files, "layers": layers, "warnings": warnings}))?;
+                let rates: Map<String, Value> = found
+                    .pipelines
+                    .iter()
+                    .flat_map(|file| of_vendors(&file.pipeline))
+                    .map(|(name, rate)| (name.to_owned(), rate.to_string().into()))
+                    .collect();
+                output::print(
+                    json!({"valid": true, "files": arguments.files, "layers": layers, "warnings": warnings, "rates_of_vendors": rates}),
+                )?;
             } else {
                 let problems = found.problems.to_json();
                 eprintln!(
@@ -272,6 +280,10 @@ fn human(arguments: &Arguments, found: &Found) -> Result<(), End> {
     for CheckedFile { path, pipeline, .. } in &found.pipelines {
         let (tables, connectors) = (pipeline.source.tables.len(), pipeline.connectors.len());
         output::print(format_args!("{}: pipeline {}, {tables} tables, {connectors} connectors", path.display(), pipeline.name))?;
+        for (connector, rate) in of_vendors(pipeline) {
+            let of = format_args!("{connector}: at most {rate}, as the vendor documents it; `delivery.rate` says otherwise");
+            output::print(format_args!("  {of}"))?;
+        }
     }
     let files = found.pipelines.iter().flat_map(|file| file.connectors.iter().chain([&file.path])).chain(&arguments.files);
     let overlays: std::collections::BTreeSet<PathBuf> = files.filter_map(|path: &PathBuf| config::overlay::of(Path::new(path))).collect();
@@ -282,6 +294,14 @@ fn human(arguments: &Arguments, found: &Found) -> Result<(), End> {
         output::print(line)?;
     }
     Ok(())
+}
+
+/// The connectors whose rate is what their vendor documents, since their files say nothing.
+fn of_vendors(pipeline: &config::Pipeline) -> impl Iterator<Item = (&str, config::Rate)> {
+    pipeline.connectors.iter().filter_map(|connector| {
+        let (rate, budget) = (connector.delivery.rate?, connector.target.plan().budget?);
+        (rate.events == budget.events && rate.per == budget.per).then_some((connector.name.as_str(), rate))
+    })
 }
 
 /// SARIF as code scanning reads it (OASIS, 2.1.0).

@@ -169,6 +169,14 @@ pub(crate) struct Checker<'a> {
     pub(crate) document: &'a Document,
     pub(crate) environment: Environment<'a>,
     pub(crate) problems: Vec<Problem>,
+    /// What references yielded so far.
+    pub(crate) yielded: Vec<String>,
+}
+
+impl<'a> Checker<'a> {
+    pub(crate) fn new(document: &'a Document, environment: Environment<'a>, problems: Vec<Problem>) -> Checker<'a> {
+        Checker { document, environment, problems, yielded: Vec::new() }
+    }
 }
 
 impl Checker<'_> {
@@ -438,7 +446,10 @@ impl Checker<'_> {
     fn resolved(&mut self, text: &str, span: Span, path: &str) -> Option<(String, bool)> {
         match secrets::resolve(text, &self.document.dir, self.environment) {
             Ok(None) => Some((text.to_owned(), false)),
-            Ok(Some(resolved)) => Some((resolved, true)),
+            Ok(Some(resolved)) => {
+                self.yielded.extend(resolved.yielded);
+                Some((resolved.text, true))
+            }
             Err(ReferenceError::Missing(why)) => {
                 let help = Some("set it where the program is started; secrets never belong into the file".to_owned());
                 self.problem(Code::SecretMissing, span, format!("`{path}`: {why}"), "refers to it here", help);
@@ -635,7 +646,7 @@ mod tests {
             }
         }
         let document = Document { name: "x".to_owned(), dir: ".".into(), text: String::new(), overlay: None };
-        let mut checker = Checker { document: &document, environment: &|_| None, problems: Vec::new() };
+        let mut checker = Checker::new(&document, &|_| None, Vec::new());
         for keys in ALL {
             visit(&mut checker, keys);
         }

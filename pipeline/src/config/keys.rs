@@ -286,7 +286,7 @@ const DELIVERY: [Key; 5] = [
     key(
         "rate",
         Type::Rate,
-        Optional("not limited"),
+        Optional("what the vendor documents (klaviyo: 3500/m, of profiles 750/m), else not limited"),
         "Most events in a time, as 20/s or 750/m, over all processes that share the connector; batches become small enough to keep it.",
     ),
     key(

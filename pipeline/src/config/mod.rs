@@ -13,6 +13,7 @@ pub mod calendar;
 mod check;
 mod colocation;
 mod document;
+pub mod golden;
 mod keys;
 pub mod overlay;
 mod raw;
@@ -42,6 +43,7 @@ pub use raw::{
     warnings,
 };
 pub use report::{Code, Problem, Report};
+pub use secrets::Secrets;
 
 /// A whole pipeline: one source, one journal, its connectors.
 #[derive(Debug)]
@@ -298,6 +300,8 @@ pub struct Connector {
     pub retry: Retry,
     /// What is kept of the journal for the mapping.
     pub keep: Keep,
+    /// What the file's references yielded, to be kept out of whatever is shown.
+    pub secrets: Secrets,
     /// What it does when a table changes its layout.
     pub schema_change: SchemaChange,
 }
@@ -342,7 +346,7 @@ pub struct Delivery {
     pub linger: Duration,
     /// Most calls in the air at once, all lanes and partitions of a process together; `None`: one a lane.
     pub in_flight: Option<usize>,
-    /// Most events in a time, all processes together.
+    /// Most events in a time, all processes together: what the file says, else what the target's maker documents.
     pub rate: Option<Rate>,
     /// Longest time of one call; `None`: the sink's own.
     pub timeout: Option<Duration>,
@@ -362,6 +366,18 @@ impl Rate {
     #[must_use]
     pub fn per_second(self) -> f64 {
         self.events as f64 / self.per.as_secs_f64()
+    }
+}
+
+/// As files write it: `20/s`.
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.per.as_secs() {
+            1 => write!(f, "{}/s", self.events),
+            60 => write!(f, "{}/m", self.events),
+            3600 => write!(f, "{}/h", self.events),
+            _ => write!(f, "{}/{}ms", self.events, self.per.as_millis()),
+        }
     }
 }
 

@@ -20,11 +20,11 @@ use super::document::{Document, Span};
 use super::keys;
 use super::overlay;
 use super::report::{Code, Problem, Report};
-use super::secrets::Environment;
+use super::secrets::{Environment, Secrets};
 use super::tree::{self, Node, Value};
 use super::{
     Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, Keep, Later, LocalJournal, OnDelete, Origin, Pipeline,
-    Protect, RabbitJournal, Retention, Retry, SchemaChange, Source, SourceTable, Streaming,
+    Protect, RabbitJournal, Rate, Retention, Retry, SchemaChange, Source, SourceTable, Streaming,
 };
 
 /// What both journals keep when nothing is said: a week covers a long weekend and a day of repair.
@@ -195,7 +195,7 @@ pub fn load_tests(paths: &[PathBuf], registry: &Registry) -> Result<Vec<Tested>,
         };
         let mut problems = Vec::new();
         let tree = overlay::parse(path, &mut document, &mut problems);
-        let mut checker = Checker { document: &document, environment: &environment, problems };
+        let mut checker = Checker::new(&document, &environment, problems);
         let mut connectors = Vec::new();
         if let Some(tree) = tree {
             let top = checker.block(&tree, top_of(&tree), "", &keys::PIPELINE, &keys::PIPELINE);
@@ -229,7 +229,7 @@ fn read_tests(
     };
     let mut problems = Vec::new();
     let tree = overlay::parse(path, &mut document, &mut problems);
-    let mut checker = Checker { document: &document, environment, problems };
+    let mut checker = Checker::new(&document, environment, problems);
     let tested = tree.and_then(|tree| {
         let top = checker.block(&tree, top_of(&tree), "", &keys::CONNECTOR, &keys::CONNECTOR);
         let (_, mapping, tests) = events(&mut checker, &top, tables);
@@ -238,6 +238,7 @@ fn read_tests(
             let wanted: Vec<_> =
                 top.block("from").map(|from| from.tables("tables")).unwrap_or_default().into_iter().map(|(t, _)| t).collect();
             sink(&mut checker, item, registry, &wanted, top.get("map").is_some());
+            words(&mut checker, &top, registry);
         }
         Some(Tested { path: path.to_owned(), name: top.text("connector")?, mapping: mapping?, tests: tests? })
     });
@@ -326,7 +327,7 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
     };
     let mut problems = Vec::new();
     let tree = overlay::parse(path, &mut document, &mut problems);
-    let mut checker = Checker { document: &document, environment, problems };
+    let mut checker = Checker::new(&document, environment, problems);
     let Some(tree) = tree else {
         report.add(&document, checker.problems);
         return None;
@@ -588,7 +589,7 @@ fn read_connector(
     };
     let mut problems = Vec::new();
     let tree = overlay::parse(path, &mut document, &mut problems);
-    let mut checker = Checker { document: &document, environment, problems };
+    let mut checker = Checker::new(&document, environment, problems);
     let connector = tree.and_then(|tree| {
         let top = checker.block(&tree, top_of(&tree), "", &keys::CONNECTOR, &keys::CONNECTOR);
         connector(&mut checker, &top, registry, tables)
@@ -603,6 +604,7 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
     let has_map = top.get("map").is_some();
     let (wanted, mapping, tests) = events(checker, top, tables);
     let target = top.get("to").and_then(|item| sink(checker, item, registry, &wanted, has_map));
+    words(checker, top, registry);
     let (from, (kind, target)) = (from?, target?);
     let ops = from.list("ops").iter().filter_map(|item| if let Checked::Text(text) = &item.value { op(text) } else { None }).collect();
     let on_delete = match top.text("on_delete")?.as_str() {
@@ -623,7 +625,6 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
         mapping: mapping?,
         tests: tests?,
         on_delete,
-        target,
         kind,
         delivery: Delivery {
             lanes,
@@ -631,7 +632,7 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
             batch_bytes_max: batch.size("bytes")?,
             linger: batch.duration("linger")?,
             in_flight: delivery.count("in_flight"),
-            rate: delivery.rate("rate"),
+            rate: delivery.rate("rate").or(target.plan().budget.map(|budget| Rate { events: budget.events, per: budget.per })),
             timeout: delivery.duration("timeout"),
         },
         retry: Retry {
@@ -646,6 +647,8 @@ fn connector(checker: &mut Checker<'_>, top: &Block, registry: &Registry, tables
             "dead-letter" => SchemaChange::DeadLetter,
             _ => SchemaChange::Adapt,
         },
+        secrets: Secrets::new(std::mem::take(&mut checker.yielded)),
+        target,
     })
 }
 
@@ -828,6 +831,15 @@ fn sink(
         }
     }
     Some((kind.name(), target))
+}
+
+/// Holds the `map` against the words that its target takes.
+fn words(checker: &mut Checker<'_>, top: &Block, registry: &Registry) {
+    let of = |key: &str| top.get(key).map(|item| &item.value);
+    let (Some(Checked::Sink { kind, block, .. }), Some(Checked::Tree { value: map, .. })) = (of("to"), of("map")) else { return };
+    for problem in registry.get(kind).map(|kind| kind.check_map(block, map)).unwrap_or_default() {
+        place(checker, top, problem);
+    }
 }
 
 /// A sink's problem at the place its path leads to.

@@ -1,8 +1,12 @@
-//! What a connector would make of the events of one partition, without a sink.
+//! What a connector would make of the events of one partition, and what its target would be sent, without a sink.
 
 use std::sync::Arc;
 
-use tillstream_connectors::sink::Item;
+use serde_json::Value;
+use tillstream_connectors::mapping::Mapping;
+use tillstream_connectors::registry::Target;
+use tillstream_connectors::show::{Shown, Unshown, masked};
+use tillstream_connectors::sink::{Item, OnDelete, Reason};
 use tillstream_schemas::Event;
 
 use super::DeliveryError;
@@ -20,6 +24,46 @@ pub struct Preview {
     selection: Selection,
     keep: Option<Keep>,
     group: Option<Open>,
+    mapping: Option<Arc<Mapping>>,
+    target: Arc<dyn Target>,
+    on_delete: OnDelete,
+}
+
+/// What becomes of one output at its target.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Told {
+    /// Names its effect.
+    pub idempotency_key: String,
+    /// Whether it would be sent.
+    pub fate: Fate,
+    /// What its target would be sent; `None` when nothing is, or the kind of sink does not tell.
+    pub request: Option<Shown>,
+    /// What is sent: of a kind that does not tell, what the sink is given. Null when nothing is.
+    pub body: Value,
+    /// The same with the names of their types instead of values; what stands in the connector's `map` itself stays.
+    pub masked: Value,
+}
+
+/// Whether an output would be sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Yes.
+    Sent,
+    /// No: a dead letter.
+    Refused(Reason),
+    /// No: the connector would stop.
+    Stops(Reason),
+}
+
+impl Fate {
+    /// Why it would not be sent.
+    #[must_use]
+    pub fn reason(&self) -> Option<&Reason> {
+        match self {
+            Fate::Sent => None,
+            Fate::Refused(reason) | Fate::Stops(reason) => Some(reason),
+        }
+    }
 }
 
 /// What becomes of an event.
@@ -44,7 +88,14 @@ impl Preview {
     /// As [`new`](Self::new), of the events of one partition.
     #[must_use]
     pub fn of_partition(connector: &config::Connector, source: &str, partition: u16) -> Preview {
-        Preview { selection: Selection::new(connector, source, partition), keep: Keep::new(connector), group: None }
+        Preview {
+            selection: Selection::new(connector, source, partition),
+            keep: Keep::new(connector),
+            group: None,
+            mapping: connector.mapping.clone(),
+            target: connector.target.clone(),
+            on_delete: connector.on_delete,
+        }
     }
 
     /// Whether the connector takes events of this table and operation.
@@ -130,6 +181,52 @@ impl Preview {
             (group.prepared.event, verdict(outputs))
         };
         Ok(groups.into_iter().map(of).collect())
+    }
+
+    /// What the target would be sent of an output, as things are now. Asks nobody.
+    #[must_use]
+    pub fn tell(&self, item: &Item) -> Told {
+        let told = |fate, request: Option<Shown>, body, masked| Told {
+            idempotency_key: item.idempotency_key.clone(),
+            fate,
+            request,
+            body,
+            masked,
+        };
+        let mapped: Option<Value> = match &item.mapped {
+            Some(Err(reason)) => return told(Fate::Refused(reason.clone()), None, Value::Null, Value::Null),
+            Some(Ok(mapped)) => serde_json::from_str(mapped).ok(),
+            None => None,
+        };
+        match self.target.show(item, self.on_delete) {
+            None => {
+                let body = mapped.unwrap_or_else(|| serde_json::from_slice(item.event.body()).unwrap_or_default());
+                let masked = self.mask(item, &body);
+                told(Fate::Sent, None, body, masked)
+            }
+            Some(Ok(shown)) => {
+                let hidden = mapped.filter(|_| shown.is_of_map).and_then(|mapped| self.shown_masked(item, &mapped));
+                let hidden = hidden.unwrap_or_else(|| masked(&shown.body));
+                let body = shown.body.clone();
+                told(Fate::Sent, Some(shown), body, hidden)
+            }
+            Some(Err(Unshown::Refused(reason))) => told(Fate::Refused(reason), None, Value::Null, Value::Null),
+            Some(Err(Unshown::Stops(reason))) => told(Fate::Stops(reason), None, Value::Null, Value::Null),
+        }
+    }
+
+    fn mask(&self, item: &Item, body: &Value) -> Value {
+        match &self.mapping {
+            Some(mapping) if item.mapped.is_some() => mapping.masked(body),
+            _ => masked(body),
+        }
+    }
+
+    /// The body that the target would be sent of masked words; `None` when it takes no such words.
+    fn shown_masked(&self, item: &Item, mapped: &Value) -> Option<Value> {
+        let words = self.mask(item, mapped).to_string();
+        let item = Item { mapped: Some(Ok(words.into())), ..item.clone() };
+        self.target.show(&item, self.on_delete)?.ok().map(|shown| shown.body)
     }
 
     /// What would become of a dead letter if it were sent again now.

@@ -372,6 +372,7 @@ mod tests {
             retry: Retry { base: Duration::ZERO, max: Duration::ZERO, give_up_after: None, later: Later::Wait },
             keep: Keep::default(),
             schema_change: mode,
+            secrets: crate::config::Secrets::default(),
         }
     }
 

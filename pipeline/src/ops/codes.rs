@@ -85,6 +85,7 @@ pub const ALL: &[Explanation] = &[
     entry("replay.row_of_transaction", Check, "The connector makes one event of the rows of a transaction, so that a row has no events of its own.", "Nothing was changed.", "Replay the stretch without --key."),
     entry("replay.cut_short", Data, "The journal lost its end and was filled again under other offsets while a stretch was replayed.", "The replay ended; delivery goes on where it stood before, and nothing is left out.", "Ask for the replay again."),
     entry("usage.arguments", Usage, "The command line is wrong.", NOTHING_STARTED, "Run the command with `--help`."),
+    entry("usage.file", Usage, "A file named on the command line cannot be read.", NOTHING_STARTED, "Name a file that exists and that this user may read."),
     entry("usage.not_confirmed", Usage, "A decision that cannot be taken back was not confirmed in the words that it asks for.", NOTHING_STARTED, "Type exactly what is asked for."),
     entry("explain.unknown_code", Usage, "There is no such code.", NOTHING_STARTED, "`tillstream explain` without a code lists all of them."),
     entry("internal.runtime", Bug, "The program could not start its runtime.", NOTHING_STARTED, "Check the limits of processes and file descriptors (`ulimit -a`)."),

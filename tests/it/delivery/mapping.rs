@@ -10,8 +10,6 @@ use tillstream::delivery::dead_letter::{self, Wanted};
 use tillstream::journal::Journal;
 use tillstream_connectors::mapping::Mapping;
 
-use crate::harness::program;
-
 use super::http::{Api, mapped_target};
 use super::pos::{Capture, catch_up, connector, delete, insert, journal, truncate, update};
 
@@ -22,7 +20,7 @@ fn loyalty(url: &str, mode: &str, map: Value) -> Connector {
     Connector { mapping: Some(Arc::new(mapping)), tables: vec![("public".into(), "a".into())], ..connector("loyalty", target) }
 }
 
-async fn sold() -> (tempfile::TempDir, Arc<dyn Journal>) {
+pub(super) async fn sold() -> (tempfile::TempDir, Arc<dyn Journal>) {
     let dir = tempfile::tempdir().expect("a directory");
     let journal = journal(dir.path(), 1).await;
     let mut capture = Capture::new(journal.as_ref(), 1).await;
@@ -85,60 +83,4 @@ async fn an_event_that_cannot_be_mapped_is_parked_and_a_mended_map_redrives_it()
         assert_eq!(stats.connector("loyalty").expect("there").redriven.load(Ordering::Relaxed), 2);
         assert_eq!(control::replay(journal.as_ref()).await.expect("replays").dead_letters().count(), 0);
     }
-}
-
-const PIPELINE: &str = r#"
-version: 1
-pipeline: shop
-source:
-  name: pos
-  url: postgres://nobody@127.0.0.1:9/pos?sslmode=disable
-  slot: tillstream
-  publication: tillstream
-  tables: [public.a, public.b]
-journal: {local: {dir: .}}
-connectors: [crm.yaml]
-"#;
-
-const CRM: &str = r#"
-version: 1
-connector: crm
-from: {tables: [public.a]}
-when: "{{ op != 'delete' and after.qty > 16 }}"
-map: {id: "{{ after.id }}", what: "{{ after.name if after.id == 18 else 'fine' }}"}
-on_delete: ignore
-to: {http: {url: "https://crm.example/v1/profiles"}}
-"#;
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_preview_shows_what_would_be_sent_and_values_on_request_only() {
-    let (dir, journal) = sold().await;
-    drop(journal);
-    std::fs::write(dir.path().join("tillstream.yaml"), PIPELINE).expect("written");
-    std::fs::write(dir.path().join("crm.yaml"), CRM).expect("written");
-    let preview = async |more: &[&str]| {
-        let arguments = [&["preview", "crm", "--from", "first", "--limit", "100"], more].concat();
-        let output = tokio::process::Command::new(program()).args(arguments).current_dir(dir.path()).output().await.expect("starts");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("UTF-8")
-    };
-    let said = preview(&[]).await;
-    for line in [
-        "insert   public.a e1-0/2100-0 filtered",
-        "insert   public.a e1-0/2200-0 sent {\"id\":\"number\",\"what\":\"text\"}",
-        "insert   public.a e1-0/2300-0 fails mapping.failed: `map.what`: the event does not have it",
-        "21 events that it takes (17 of them filtered, 1 would be dead letters), 22 others passed over",
-    ] {
-        assert!(said.lines().any(|l| l == line), "{line}\nis not among\n{said}");
-    }
-    // Nothing that young is stored, and a preview waits for nothing.
-    for from in ["next", "2199-01-01T00:00:00Z"] {
-        let arguments = ["preview", "crm", "--from", from];
-        let ended = tokio::process::Command::new(program()).args(arguments).current_dir(dir.path()).output();
-        let output = tokio::time::timeout(super::pos::DEADLINE, ended).await.expect("ends").expect("starts");
-        assert!(output.status.success() && output.stdout.starts_with(b"0 events"), "{from}: {output:?}");
-    }
-    let shown = preview(&["--unmask", "--format", "json"]).await;
-    let lines: Vec<Value> = shown.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    assert!(lines.iter().any(|line| line["verdict"] == "sent" && line["said"] == json!({"id": 1, "what": "fine"})), "{shown}");
 }

@@ -8,6 +8,7 @@ mod jsonl;
 mod ledger;
 mod mapping;
 mod pos;
+mod preview;
 mod replay;
 mod runtime;
 mod schema_change;

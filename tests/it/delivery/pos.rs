@@ -197,6 +197,7 @@ pub(super) fn connector(name: &str, target: Arc<dyn Target>) -> Connector {
         retry: Retry { base: Duration::from_millis(2), max: Duration::from_millis(20), give_up_after: None, later: Later::Wait },
         keep: config::Keep::default(),
         schema_change: config::SchemaChange::default(),
+        secrets: config::Secrets::default(),
     }
 }
 

@@ -137,7 +137,7 @@ async fn what_the_kitchen_used_is_told_to_the_last_gram() {
     assert!(!said.contains("\"code\""), "{said}");
 
     let shown = pipeline.command("preview", &["preview", "stock", "--from", "first", "--limit", "200"]).await;
-    assert!(shown.contains("sent {\"id\":\"text\",\"what\":\"text\",") && !shown.contains(" fails "), "{shown}");
+    assert!(shown.contains("  {\"id\":\"text\",\"what\":\"text\",") && !shown.contains(" fails "), "{shown}");
 
     again_by_http(&pipeline, &facts, &wanted).await;
     drop(pos);
