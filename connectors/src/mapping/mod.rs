@@ -36,7 +36,7 @@ use tillstream_schemas::{Event, amend};
 
 use crate::block::problem;
 use crate::registry::Problem;
-use crate::show::masked;
+use crate::show::{disguised, masked};
 use crate::sink::Reason;
 
 /// Steps one event may cost: a recipe of a thousand lines fits, a loop over a loop over a range does not.
@@ -113,15 +113,18 @@ enum Shape {
 }
 
 impl Shape {
-    fn masked(&self, made: &Json) -> Json {
+    /// What was made, with the values of expressions replaced.
+    fn leaves(&self, made: &Json, replace: &dyn Fn(&Json) -> Json) -> Json {
         match (self, made) {
             (Shape::Constant(_), constant) => constant.clone(),
-            (Shape::List(shapes), Json::Array(items)) => shapes.iter().zip(items).map(|(shape, item)| shape.masked(item)).collect(),
+            (Shape::List(shapes), Json::Array(items)) => {
+                shapes.iter().zip(items).map(|(shape, item)| shape.leaves(item, replace)).collect()
+            }
             (Shape::Object(shapes), Json::Object(fields)) => {
-                let field = |(name, shape): &(String, Shape)| Some((name.clone(), shape.masked(fields.get(name)?)));
+                let field = |(name, shape): &(String, Shape)| Some((name.clone(), shape.leaves(fields.get(name)?, replace)));
                 Json::Object(shapes.iter().filter_map(field).collect())
             }
-            (_, value) => masked(value),
+            (_, value) => replace(value),
         }
     }
 }
@@ -237,7 +240,14 @@ impl Mapping {
     /// What the `map` made, with the values of its expressions replaced by the names of their types: what stands in the file stays.
     #[must_use]
     pub fn masked(&self, made: &Json) -> Json {
-        self.map.as_ref().map_or_else(|| masked(made), |(_, shape)| shape.masked(made))
+        self.map.as_ref().map_or_else(|| masked(made), |(_, shape)| shape.leaves(made, &masked))
+    }
+
+    /// What the `map` made, with another value of the same form wherever an expression stands: whatever a target makes of both alike holds no value of
+    /// the row.
+    #[must_use]
+    pub fn disguised(&self, made: &Json) -> Json {
+        self.map.as_ref().map_or_else(|| disguised(made), |(_, shape)| shape.leaves(made, &disguised))
     }
 
     /// Whether it makes the JSON that is sent.

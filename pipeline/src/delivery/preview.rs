@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use tillstream_connectors::mapping::Mapping;
 use tillstream_connectors::registry::Target;
-use tillstream_connectors::show::{Shown, Unshown, masked};
+use tillstream_connectors::show::{Shown, Unshown, common, masked};
 use tillstream_connectors::sink::{Item, OnDelete, Reason};
 use tillstream_schemas::Event;
 
@@ -205,8 +205,8 @@ impl Preview {
                 told(Fate::Sent, None, body, masked)
             }
             Some(Ok(shown)) => {
-                let hidden = mapped.filter(|_| shown.is_of_map).and_then(|mapped| self.shown_masked(item, &mapped));
-                let hidden = hidden.unwrap_or_else(|| masked(&shown.body));
+                let other = mapped.filter(|_| shown.is_of_map).and_then(|mapped| self.disguised(item, &mapped));
+                let hidden = other.map_or_else(|| masked(&shown.body), |other| common(&shown.body, &other));
                 let body = shown.body.clone();
                 told(Fate::Sent, Some(shown), body, hidden)
             }
@@ -222,9 +222,9 @@ impl Preview {
         }
     }
 
-    /// The body that the target would be sent of masked words; `None` when it takes no such words.
-    fn shown_masked(&self, item: &Item, mapped: &Value) -> Option<Value> {
-        let words = self.mask(item, mapped).to_string();
+    /// The body that the target would be sent of other values than the row's; `None` when it takes no such words.
+    fn disguised(&self, item: &Item, mapped: &Value) -> Option<Value> {
+        let words = self.mapping.as_ref()?.disguised(mapped).to_string();
         let item = Item { mapped: Some(Ok(words.into())), ..item.clone() };
         self.target.show(&item, self.on_delete)?.ok().map(|shown| shown.body)
     }

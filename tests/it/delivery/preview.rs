@@ -178,6 +178,43 @@ async fn a_file_of_events_needs_no_journal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vendors_request_is_shown_as_it_would_be_sent_and_its_refusal_too() {
+    let dir = scratch("preview-vendor");
+    let guests = "version: 1\nconnector: crm\nfrom: {tables: [public.a]}\non_delete: ignore\nmap:\n  metric: Paid\n  profile: {external_id: \"{{ after.guest }}\"}\n  \
+                  value: \"{{ after.total | float }}\"\nto: {klaviyo: {resource: event, api_key: \"${env:CRM_TOKEN}\"}}\n";
+    let event = |n: u32, guest: &str| {
+        let after = json!({"id": n, "guest": guest, "total": "12.50"});
+        json!({"id": format!("e1-0/1-{n}"), "op": "insert", "schema": "public", "table": "a", "key": {"id": n}, "before": null, "after": after,
+            "unchanged": [], "commit_lsn": "0/1", "ordinal": n, "xid": 1, "committed_at": "2026-11-22T10:00:00.000000Z"})
+    };
+    let events = [event(1, "guest 12"), event(2, "")].map(|event| event.to_string()).join("\n");
+    for (name, text) in [("tillstream.yaml", PIPELINE), ("crm.yaml", guests), ("events.ndjson", &events)] {
+        std::fs::write(dir.join(name), text).expect("written");
+    }
+    let sent = |value: Value, guest: &str, key: &Value| {
+        json!({"data": {"type": "event", "attributes": {
+            "value": value, "properties": {}, "unique_id": key, "time": "2026-11-22T10:00:00.000000Z",
+            "metric": {"data": {"type": "metric", "attributes": {"name": "Paid"}}},
+            "profile": {"data": {"type": "profile", "attributes": {"external_id": guest}}},
+        }}})
+    };
+    let shown = told(&dir, &["--from", "file:events.ndjson"]).await;
+    let output = &shown[0]["outputs"][0];
+    assert_eq!(output["request"]["body"], sent(json!("number"), "text", &output["idempotency_key"]), "names and words of the file stay");
+    assert_eq!(
+        (&output["request"]["to"], &output["request"]["headers"]["authorization"]),
+        (&json!("https://a.klaviyo.com/api/events"), &json!("***"))
+    );
+    let shown = told(&dir, &["--from", "file:events.ndjson", "--unmask"]).await;
+    assert_eq!(shown[0]["outputs"][0]["request"]["body"], sent(json!(12.5), "guest 12", &shown[0]["outputs"][0]["idempotency_key"]));
+    // What the sink would refuse is refused here, under the same code.
+    std::fs::write(dir.join("crm.yaml"), guests.replace(" | float", "")).expect("written");
+    let shown = told(&dir, &["--from", "file:events.ndjson"]).await;
+    let reason = json!({"code": "klaviyo.field", "message": "`value` must be a number"});
+    assert_eq!((&shown[0]["verdict"], &shown[0]["outputs"][0]["reason"]), (&json!("fails"), &reason));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_files_are_compared_on_the_same_events() {
     let dir = files().await;
     let old = CRM.replace("> 16", "> 15").replace("after.name if after.id == 18 else 'fine'", "'old' if after.id == 19 else 'fine'");
