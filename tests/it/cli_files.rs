@@ -195,7 +195,7 @@ fn misspelt_words_in_expressions_and_values_get_the_right_suggestion() {
                     full[key] = value.clone();
                 }
                 let said = problems(&file, &full, &registry);
-                let meant = said.iter().find(|p| p.message.contains(&format!("`{typo}`")));
+                let meant = said.iter().find(|p| p.message.contains(&format!("`{typo}`")) || p.message.contains(&format!(".{typo}`")));
                 tally.note(&typo, word, meant.and_then(|p| p.help.as_deref()));
             }
         }
@@ -204,6 +204,22 @@ fn misspelt_words_in_expressions_and_values_get_the_right_suggestion() {
     one(&variables, &|typo| json!({"map": {"x": format!("{{{{ {typo} }}}}")}}));
     one(&functions, &|typo| json!({"map": {"x": format!("{{{{ {typo}('x') }}}}")}}));
     one(&choices, &|typo| json!({"on_delete": typo}));
+    let attributes = [
+        "external_id",
+        "phone_number",
+        "anonymous_id",
+        "first_name",
+        "last_name",
+        "organization",
+        "locale",
+        "title",
+        "location",
+        "properties",
+    ];
+    let guests = json!({"klaviyo": {"resource": "profile", "api_key": "k"}});
+    one(&attributes, &|typo| json!({"to": guests, "map": {"email": "ann@example.com", typo: "x"}}));
+    let calls = ["messageId", "timestamp", "event", "properties", "traits", "context", "integrations", "groupId", "previousId"];
+    one(&calls, &|typo| json!({"to": {"segment": {"write_key": "k"}}, "map": {"type": "identify", "userId": "7", typo: "x"}}));
     tally.close("expressions and values");
 }
 
@@ -485,6 +501,19 @@ on_delete: ignore
 to:
   http: {url: "${env:CRM_URL}"}
 "#;
+
+#[test]
+fn what_a_vendor_does_not_take_is_refused_wherever_files_are_loaded() {
+    let path = fixtures().join("connectors/57-consent-of-a-guest.yaml");
+    let loaded = config::load_connectors(std::slice::from_ref(&path), &Registry::built_in());
+    let tested = config::load_tests(&[path], &Registry::built_in());
+    for report in [loaded.err(), tested.err()] {
+        let report = report.expect("refused");
+        let [problem] = report.problems() else { panic!("{report}") };
+        assert_eq!((problem.code.as_str(), problem.line), ("config.bad_mapping", 7));
+        assert!(problem.message.contains("`map.subscriptions` says something of consent"), "{}", problem.message);
+    }
+}
 
 #[test]
 fn golden_updates_touch_what_differs_and_nothing_else() {
