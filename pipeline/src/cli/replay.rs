@@ -181,7 +181,7 @@ fn effect(connector: &Connector, parts: &[Part], wanted: &Wanted) -> Effect {
         }
         Repeats::Remembered => {
             let window = remembers.map_or_else(
-                || "its keys, for how long only its maker knows".to_owned(),
+                || "its keys (how long, the connector says nowhere)".to_owned(),
                 |w| format!("its keys, {}", units::show_duration(w)),
             );
             ("remembered", format!("an event has no second effect while the target remembers {window}; what it forgot is applied again"))
