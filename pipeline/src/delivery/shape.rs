@@ -16,7 +16,7 @@ use std::time::Duration;
 use tillstream_connectors::mapping::Mapping;
 use tillstream_connectors::registry::Target;
 use tillstream_connectors::sink::Reason;
-use tillstream_schemas::{Event, Op};
+use tillstream_schemas::{Event, Op, Position};
 use tokio::time::Instant;
 
 use super::events::Output;
@@ -277,7 +277,9 @@ pub fn acceptances(connector: &Connector, state: &State, refuse: bool, by: &str)
         by: by.to_owned(),
         at_ms: now_ms(),
     };
-    tables.iter().filter_map(|table| state.layout(table)).map(accept).collect()
+    // The newest one, which a load may have followed with an older one.
+    let newest = |table: &String| state.layouts().filter(|l| l.table == *table).max_by_key(|l| first(state, table, &l.layout));
+    tables.iter().filter_map(newest).map(accept).collect()
 }
 
 fn cause<'l>(lost: impl Iterator<Item = &'l Lost>, refuse: bool, whole: bool) -> Cause {
@@ -305,14 +307,18 @@ enum Acceptance {
     },
 }
 
+/// Where a layout was first: a load that began before a change tells of the layout before it once more.
+fn first(state: &State, table: &str, layout: &str) -> Option<Position> {
+    state.layouts().filter(|l| l.table == table && l.layout == layout).map(|l| l.since).min()
+}
+
 /// What a connector has met includes everything before it.
 fn acceptance(state: &State, connector: &str, table: &str, layout: &str) -> Acceptance {
-    let since = |layout: &str| state.layouts().filter(|l| l.table == table && l.layout == layout).map(|l| l.since).max();
-    let here = since(layout);
+    let here = first(state, table, layout);
     let (mut any, mut found) = (false, None);
     for accepted in state.accepted(connector, table) {
         any = true;
-        if accepted.layout == layout || here.is_some_and(|here| since(&accepted.layout).is_some_and(|other| other > here)) {
+        if accepted.layout == layout || here.is_some_and(|here| first(state, table, &accepted.layout).is_some_and(|other| other > here)) {
             found = Some(found.unwrap_or(false) || accepted.refuse);
         }
     }
@@ -331,7 +337,7 @@ mod tests {
     use tillstream_connectors::mapping::{Definition, Lookup};
     use tillstream_connectors::registry::Registry;
     use tillstream_connectors::sink::OnDelete;
-    use tillstream_schemas::{Lsn, Position};
+    use tillstream_schemas::Lsn;
 
     use super::*;
     use crate::config::{Delivery, Keep, Later, Retry};
@@ -488,6 +494,10 @@ mod tests {
         let mut shapes = Shapes::new(&pausing);
         assert_eq!(of(&mut shapes, &state, "a", 0x100), "fits");
         assert_eq!(of(&mut shapes, &state, "c", 0x300), "changed");
+        assert_eq!(of(&mut shapes, &state, "c", 0x300), "changed");
+        // Rows that a load reads as the table was before are no news of the others.
+        let again = TableLayout { since: Position::new(1, Lsn(0x900), 0), ..state.layouts().nth(1).expect("b").clone() };
+        store(&mut state, Record::Layout(again));
         assert_eq!(of(&mut shapes, &state, "c", 0x300), "changed");
         // Nor does a dead letter of that layout open the way for others.
         assert!(shapes.cause_again(&event("c", 0x300, "insert"), true, &state).is_none());
