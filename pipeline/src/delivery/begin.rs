@@ -9,7 +9,7 @@ use super::again::{self, Again};
 use super::filter::Filter;
 use super::keep::{Keep, UpTo};
 use super::mark::LaneMark;
-use super::partition::LEDGER_MAX;
+use super::partition::books::LEDGER_MAX;
 use super::settlement::Point;
 use super::start::{Context, Skipped, Start, from_checkpoint, from_marks};
 use crate::control::{self, Checkpoint, Record, ReplayTaken, State};

@@ -130,6 +130,13 @@ pub(super) struct Output {
     pub(super) bytes: usize,
 }
 
+impl Output {
+    /// Whether the mapping failed, so that there is nothing to send.
+    pub(super) fn is_unmapped(&self) -> bool {
+        matches!(self.item.mapped, Some(Err(_)))
+    }
+}
+
 impl Selection {
     pub(super) fn new(connector: &config::Connector, source: &str, partition: u16) -> Selection {
         let mut tables: HashMap<String, HashSet<String>> = HashMap::new();
