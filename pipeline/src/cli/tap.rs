@@ -243,7 +243,7 @@ impl<W: Write> Printer<'_, W> {
     fn human(&mut self, shown: &Shown, event: &Event, table: &str) -> Result<(), End> {
         let at = event.committed_at().unwrap_or("-");
         let (partition, offset) = (shown.partition, shown.offset.0);
-        write!(self.out, "{at} {partition}@{offset} {:<8} {} {}", event.op().as_str(), output::clean(table), output::clean(event.id()))?;
+        write!(self.out, "{at} p{partition}@{offset} {:<8} {} {}", event.op().as_str(), output::clean(table), output::clean(event.id()))?;
         let unmask = self.arguments.unmask;
         let rows: [(&str, Vec<(&str, &str)>); 3] =
             [("key", event.key().collect()), ("before", event.before().collect()), ("after", event.after().collect())];

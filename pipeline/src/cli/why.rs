@@ -184,7 +184,7 @@ fn print(arguments: &Arguments, found: &Found, connectors: &[(&str, Vec<String>)
     let committed = event.committed_at().map_or_else(|| "read by a backfill".to_owned(), |at| format!("committed {at}"));
     let delay = after_ms.map_or_else(String::new, |ms| format!(" (+{} ms)", ms.max(0)));
     output::print(format_args!(
-        "{}  {}  {committed}  position {}  stored {partition}@{}{delay}",
+        "{}  {}  {committed}  position {}  stored p{partition}@{}{delay}",
         output::clean(event.id()),
         event.op().as_str(),
         event.version(),

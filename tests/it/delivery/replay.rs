@@ -575,7 +575,7 @@ async fn the_command_tells_what_would_come_and_refuses_what_was_not_accepted() {
     for place in ["0/2500", "p0@41", "41", "0/24F0"] {
         let looks = ["tap", "--from", place, "--until-end", "--limit", "1"];
         let looked = tokio::process::Command::new(program()).args(looks).current_dir(dir.path()).output().await.expect("starts");
-        assert!(String::from_utf8_lossy(&looked.stdout).contains(" 0@41 update   public.a e1-0/2500-0 "), "{place}: {looked:?}");
+        assert!(String::from_utf8_lossy(&looked.stdout).contains(" p0@41 update   public.a e1-0/2500-0 "), "{place}: {looked:?}");
     }
     let next = async || control::replay(journal.as_ref()).await.expect("replays").next();
     let before = next().await;
