@@ -30,7 +30,7 @@ use clap::{Args, Parser, Subcommand};
 use tillstream_connectors::registry::Registry;
 
 use crate::config::settings::{self, LogFormat};
-use crate::config::{self, Pipeline};
+use crate::config::{self, Connector, Pipeline};
 use crate::ops::failure::Failure;
 use output::{End, Format};
 
@@ -86,6 +86,15 @@ impl ConfigFile {
 
 fn load(path: &Path, registry: &Registry) -> Result<Pipeline, End> {
     Ok(config::load(path, registry)?)
+}
+
+/// The pipeline's connector of this name.
+fn named<'p>(pipeline: &'p Pipeline, name: &str) -> Result<&'p Connector, Failure> {
+    pipeline.connectors.iter().find(|c| c.name == name).ok_or_else(|| {
+        let names: Vec<&str> = pipeline.connectors.iter().map(|c| c.name.as_str()).collect();
+        let what = format!("there is no connector `{}`; the pipeline has {}", output::clean(name), names.join(", "));
+        Failure::new("usage.arguments", what)
+    })
 }
 
 #[derive(Debug, Subcommand)]

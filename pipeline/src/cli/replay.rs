@@ -82,11 +82,7 @@ struct Effect {
 
 pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(), End> {
     let pipeline = arguments.config.load(registry)?;
-    let Some(connector) = pipeline.connectors.iter().find(|c| c.name == arguments.connector) else {
-        let names: Vec<&str> = pipeline.connectors.iter().map(|c| c.name.as_str()).collect();
-        let what = format!("there is no connector `{}`; the pipeline has {}", output::clean(&arguments.connector), names.join(", "));
-        return Err(Failure::new("usage.arguments", what).into());
-    };
+    let connector = super::named(&pipeline, &arguments.connector)?;
     if !arguments.dry_run && arguments.reason.trim().is_empty() {
         return Err(Failure::new("usage.arguments", "say why in --reason, or look first with --dry-run").into());
     }

@@ -40,24 +40,28 @@ pub(super) enum Order {
     StoreMark,
 }
 
+/// What became of items.
+#[derive(Debug, Default)]
+pub(super) struct Outcomes {
+    /// Applied now.
+    pub(super) delivered: Vec<Origin>,
+    /// The target had them already.
+    pub(super) absorbed: Vec<Origin>,
+    /// To become dead letters.
+    pub(super) rejected: Vec<Rejected>,
+    /// Never sent, because a newer state of the row took their place.
+    pub(super) superseded: Vec<Origin>,
+    /// Answered once the dead letters are stored; the lane goes on then.
+    pub(super) stored: Option<oneshot::Sender<()>>,
+    /// The call carried a mark that was ordered.
+    pub(super) marked: bool,
+}
+
 /// What a lane tells its partition.
 #[derive(Debug)]
 pub(super) enum Report {
     /// Outcomes of a call.
-    Outcomes {
-        /// Applied now.
-        delivered: Vec<Origin>,
-        /// The target had them already.
-        absorbed: Vec<Origin>,
-        /// To become dead letters.
-        rejected: Vec<Rejected>,
-        /// Never sent, because a newer state of the row took their place.
-        superseded: Vec<Origin>,
-        /// Answered once the dead letters are stored; the lane goes on then.
-        stored: Option<oneshot::Sender<()>>,
-        /// The call carried a mark that was ordered.
-        marked: bool,
-    },
+    Outcomes(Outcomes),
     /// The lane can not go on: someone has to act.
     Failed(SinkError),
 }
@@ -166,8 +170,7 @@ impl Lane {
             return true;
         }
         ConnectorStats::add(&self.stats.superseded, superseded.len());
-        let (delivered, absorbed, rejected) = (Vec::new(), Vec::new(), Vec::new());
-        self.reports.send(Report::Outcomes { delivered, absorbed, rejected, superseded, stored: None, marked: false }).await.is_ok()
+        self.reports.send(Report::Outcomes(Outcomes { superseded, ..Outcomes::default() })).await.is_ok()
     }
 
     /// Brings one batch to an end, however often it takes. `false` when the lane is over.
@@ -210,7 +213,7 @@ impl Lane {
             (Some(stored), Some(wait))
         };
         let Applied { delivered, absorbed, rejected, .. } = applied;
-        let report = Report::Outcomes { delivered, absorbed, rejected, superseded: Vec::new(), stored, marked };
+        let report = Report::Outcomes(Outcomes { delivered, absorbed, rejected, superseded: Vec::new(), stored, marked });
         if self.reports.send(report).await.is_err() {
             return false;
         }

@@ -189,6 +189,7 @@ pub async fn plan(
     if grouped && wanted.row.is_some() {
         return Err(ReplayError::RowOfTransaction);
     }
+    let survey = Survey { journal, state, connector, source, wanted };
     let mut parts = Vec::new();
     for partition in wanted.from.partitions(journal.partitions())? {
         let epoch = state.epoch();
@@ -226,12 +227,12 @@ pub async fn plan(
             row: None,
         };
         if point.offset < stands {
-            count(journal, state, connector, source, wanted, &mut part, point, stands).await?;
+            survey.count(&mut part, point, stands).await?;
         } else if point.offset > stands && !bounded {
             // What stands there was not read yet, so nothing is known of it.
             let from = Place::Offset(Some(partition), stands.max(bounds.first)).find(journal, partition, epoch).await?;
             let (from, end) = (from.map_or(point, |found| found.point), point.offset);
-            count(journal, state, connector, source, wanted, &mut part, from, end).await?;
+            survey.count(&mut part, from, end).await?;
         }
         if part.events > 0 {
             parts.push(part);
@@ -307,74 +308,76 @@ async fn read(
     }
 }
 
-/// Counts what `from..end` holds for the connector; behind `part.to` only whether rows changed again.
-#[allow(clippy::too_many_arguments)] // Called twice, above.
-async fn count(
-    journal: &dyn Journal,
-    state: &State,
-    connector: &Connector,
-    source: &str,
-    wanted: &Wanted,
-    part: &mut Part,
-    from: Point,
-    end: Offset,
-) -> Result<(), ReplayError> {
-    let mut preview = Preview::of_partition(connector, source, part.partition);
-    if wanted.mapped {
-        preview.restore_to(journal, part.partition, from.offset).await?;
-    }
-    let parked: HashSet<&str> = state
-        .dead_letters()
-        .filter(|l| l.letter.connector == connector.name)
-        .map(|l| l.letter.event_id.split_once('#').map_or(l.letter.event_id.as_str(), |(id, _)| id))
-        .collect();
-    // A fact is stated once, and no later one makes it wrong.
-    let states = connector.mapping.as_ref().is_none_or(|mapping| !mapping.has_id());
-    let (to, row) = (part.to.unwrap_or(Offset(u64::MAX)), wanted.row.as_ref());
-    let mut rows = HashSet::new();
-    let mut changed = HashSet::new();
-    let mut verdicts = Vec::new();
-    read(journal, part.partition, from, Some(end), |offset, _, _, _, event| {
-        let Some((event, stored_at_ms)) = event else { return Ok(true) };
-        let is_meant = preview.wants(&event) && row.is_none_or(|row| row.is_of(&event));
-        let (hash, has_key) = (event.key_hash(), event.key().len() > 0 && event.op() != Op::Truncate);
-        if offset >= to {
-            if is_meant && rows.len() <= ROWS_MAX && rows.contains(&hash) {
-                changed.insert(hash);
-            }
-            return Ok(true);
-        }
-        if !is_meant {
-            if wanted.mapped {
-                preview.pass(event)?;
-            }
-            return Ok(true);
-        }
-        let committed = event.committed_at().and_then(|t| t.parse::<jiff::Timestamp>().ok());
-        let edge = Edge { offset, committed_at_ms: committed.map_or(stored_at_ms, jiff::Timestamp::as_millisecond) };
-        part.first.get_or_insert(edge);
-        part.last = Some(edge);
-        part.events += 1;
-        part.parked += u64::from(parked.contains(event.id()));
-        if row.is_some() {
-            part.row = Some(hash);
-        }
-        if states && has_key && rows.len() <= ROWS_MAX {
-            rows.insert(hash);
-        }
+/// What stretches are looked through for.
+struct Survey<'a> {
+    journal: &'a dyn Journal,
+    state: &'a State,
+    connector: &'a Connector,
+    source: &'a str,
+    wanted: &'a Wanted,
+}
+
+impl Survey<'_> {
+    /// Counts what `from..end` holds for the connector; behind `part.to` only whether rows changed again.
+    async fn count(&self, part: &mut Part, from: Point, end: Offset) -> Result<(), ReplayError> {
+        let Survey { journal, state, connector, source, wanted } = *self;
+        let mut preview = Preview::of_partition(connector, source, part.partition);
         if wanted.mapped {
-            verdicts.extend(preview.of(event)?.into_iter().map(|(_, verdict)| verdict));
+            preview.restore_to(journal, part.partition, from.offset).await?;
+        }
+        let parked: HashSet<&str> = state
+            .dead_letters()
+            .filter(|l| l.letter.connector == connector.name)
+            .map(|l| l.letter.event_id.split_once('#').map_or(l.letter.event_id.as_str(), |(id, _)| id))
+            .collect();
+        // A fact is stated once, and no later one makes it wrong.
+        let states = connector.mapping.as_ref().is_none_or(|mapping| !mapping.has_id());
+        let (to, row) = (part.to.unwrap_or(Offset(u64::MAX)), wanted.row.as_ref());
+        let mut rows = HashSet::new();
+        let mut changed = HashSet::new();
+        let mut verdicts = Vec::new();
+        read(journal, part.partition, from, Some(end), |offset, _, _, _, event| {
+            let Some((event, stored_at_ms)) = event else { return Ok(true) };
+            let is_meant = preview.wants(&event) && row.is_none_or(|row| row.is_of(&event));
+            let (hash, has_key) = (event.key_hash(), event.key().len() > 0 && event.op() != Op::Truncate);
+            if offset >= to {
+                if is_meant && rows.len() <= ROWS_MAX && rows.contains(&hash) {
+                    changed.insert(hash);
+                }
+                return Ok(true);
+            }
+            if !is_meant {
+                if wanted.mapped {
+                    preview.pass(event)?;
+                }
+                return Ok(true);
+            }
+            let committed = event.committed_at().and_then(|t| t.parse::<jiff::Timestamp>().ok());
+            let edge = Edge { offset, committed_at_ms: committed.map_or(stored_at_ms, jiff::Timestamp::as_millisecond) };
+            part.first.get_or_insert(edge);
+            part.last = Some(edge);
+            part.events += 1;
+            part.parked += u64::from(parked.contains(event.id()));
+            if row.is_some() {
+                part.row = Some(hash);
+            }
+            if states && has_key && rows.len() <= ROWS_MAX {
+                rows.insert(hash);
+            }
+            if wanted.mapped {
+                verdicts.extend(preview.of(event)?.into_iter().map(|(_, verdict)| verdict));
+                tally(part, &mut verdicts);
+            }
+            Ok(true)
+        })
+        .await?;
+        if wanted.mapped {
+            verdicts.extend(preview.flush()?.into_iter().map(|(_, verdict)| verdict));
             tally(part, &mut verdicts);
         }
-        Ok(true)
-    })
-    .await?;
-    if wanted.mapped {
-        verdicts.extend(preview.flush()?.into_iter().map(|(_, verdict)| verdict));
-        tally(part, &mut verdicts);
+        part.changed_later = if rows.len() > ROWS_MAX && to < end { 1 } else { changed.len() as u64 };
+        Ok(())
     }
-    part.changed_later = if rows.len() > ROWS_MAX && to < end { 1 } else { changed.len() as u64 };
-    Ok(())
 }
 
 fn tally(part: &mut Part, verdicts: &mut Vec<Verdict>) {

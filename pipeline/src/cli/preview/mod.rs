@@ -22,7 +22,7 @@ use tillstream_schemas::Event;
 use tokio::sync::mpsc;
 
 use super::ConfigFile;
-use super::output::{self, End, Format};
+use super::output::{End, Format};
 use super::tap::{self, QUEUE_EVENTS};
 use crate::backfill::sample::sample;
 use crate::config::{self, Connector, Pipeline, SourceTable, units};
@@ -109,11 +109,7 @@ trait Audience {
 
 pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(), End> {
     let pipeline = arguments.config.load(registry)?;
-    let Some(connector) = pipeline.connectors.iter().find(|c| c.name == arguments.connector) else {
-        let names: Vec<&str> = pipeline.connectors.iter().map(|c| c.name.as_str()).collect();
-        let what = format!("there is no connector `{}`; the pipeline has {}", output::clean(&arguments.connector), names.join(", "));
-        return Err(Failure::new("usage.arguments", what).into());
-    };
+    let connector = super::named(&pipeline, &arguments.connector)?;
     let old = arguments.against.as_ref().map(|path| old(path, connector, registry)).transpose()?;
     let limit = arguments.limit.unwrap_or(if old.is_some() { COMPARED } else { SHOWN });
     let source = &pipeline.source.name;

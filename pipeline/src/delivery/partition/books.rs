@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::super::DeliveryError;
 use super::super::begin::checkpoint_of;
 use super::super::events::Prepared;
-use super::super::lane::Order;
+use super::super::lane::{Order, Outcomes};
 use super::super::outputs::GROUPS_OUTPUTS_MAX;
 use super::super::queue::{Origin, Rejected};
 use super::super::settlement::Sequence;
@@ -27,15 +26,8 @@ const LOOK_AT_END_AFTER: Duration = Duration::from_secs(10);
 pub(in crate::delivery) const LEDGER_MAX: usize = 500;
 
 impl Partition {
-    pub(super) async fn book(
-        &mut self,
-        delivered: Vec<Origin>,
-        absorbed: Vec<Origin>,
-        rejected: Vec<Rejected>,
-        superseded: Vec<Origin>,
-        stored: Option<oneshot::Sender<()>>,
-        marked: bool,
-    ) -> Result<(), DeliveryError> {
+    pub(super) async fn book(&mut self, outcomes: Outcomes) -> Result<(), DeliveryError> {
+        let Outcomes { delivered, absorbed, rejected, superseded, stored, marked } = outcomes;
         let stats = self.context.stats.clone();
         ConnectorStats::add(&stats.delivered, delivered.len());
         ConnectorStats::add(&stats.absorbed, absorbed.len());

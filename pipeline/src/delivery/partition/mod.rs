@@ -366,8 +366,8 @@ impl Partition {
         match action {
             Action::Stop => return Ok(false),
             Action::Report(Report::Failed(error)) => return Err(DeliveryError::Sink(error)),
-            Action::Report(Report::Outcomes { delivered, absorbed, rejected, superseded, stored, marked }) => {
-                self.book(delivered, absorbed, rejected, superseded, stored, marked).await?;
+            Action::Report(Report::Outcomes(outcomes)) => {
+                self.book(outcomes).await?;
             }
             Action::Confirmed(result) => {
                 result?;
@@ -446,15 +446,15 @@ impl Partition {
                 Some(_) = self.tasks.join_next() => continue,
                 () = tokio::time::sleep_until(deadline) => break,
             };
-            if let Report::Outcomes { delivered, absorbed, rejected, superseded, stored, marked } = report {
+            if let Report::Outcomes(outcomes) = report {
                 // What can not be booked is delivered once more after the restart.
-                if let Err(error) = self.book(delivered, absorbed, rejected, superseded, stored, marked).await {
+                if let Err(error) = self.book(outcomes).await {
                     tracing::warn!(connector = self.context.connector.name, %error, "outcomes at the stop were not booked");
                 }
             }
         }
-        while let Ok(Report::Outcomes { delivered, absorbed, rejected, superseded, stored, marked }) = self.reports.try_recv() {
-            let _ = self.book(delivered, absorbed, rejected, superseded, stored, marked).await;
+        while let Ok(Report::Outcomes(outcomes)) = self.reports.try_recv() {
+            let _ = self.book(outcomes).await;
         }
         let quiet = self.tasks.is_empty();
         self.tasks.abort_all();
