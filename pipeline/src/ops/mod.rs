@@ -14,6 +14,7 @@ pub mod layouts;
 pub mod metrics;
 pub mod observer;
 pub mod process;
+pub mod provider;
 pub mod references;
 pub mod setup;
 pub mod standalone;
