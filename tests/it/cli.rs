@@ -72,11 +72,16 @@ fn every_broken_file_is_told_all_its_faults_with_code_place_and_remedy() {
 fn every_command_has_help_with_examples_and_says_it_on_stdout() {
     let dir = scratch("help");
     let mut pages = String::new();
-    let commands: [&[&str]; 26] = [
+    let commands: [&[&str]; 31] = [
         &[],
         &["connector", "new"],
         &["sandbox"],
         &["setup"],
+        &["slot", "list"],
+        &["slot", "show"],
+        &["slot", "drop"],
+        &["publication", "diff"],
+        &["incident", "template"],
         &["doctor"],
         &["run"],
         &["status"],
@@ -136,11 +141,15 @@ fn exit_codes_are_those_that_are_documented() {
     std::fs::write(dir.join("deep.yaml"), "[".repeat(100_000)).expect("written");
     std::fs::write(dir.join("huge.yaml"), "a: b\n".repeat(2_000_000)).expect("written");
     std::fs::write(dir.join("latin1.yaml"), b"version: 1\npipeline: caf\xe9\n").expect("written");
-    let cases: [(&[&str], i32, &str); 16] = [
+    let cases: [(&[&str], i32, &str); 20] = [
         (&["validate", "--offline"], 0, ""),
         (&["explain", "capture.slot_lost"], 0, ""),
         (&["explain", "config"], 0, ""),
         (&["explain", "capture.slot_lsot"], 2, "capture.slot_lost"),
+        (&["explain", "walceilingsoon"], 0, ""),
+        (&["explain", "slot-lots"], 2, "slot-lost"),
+        (&["setup", "--remove", "--yes", "--apply"], 2, "--reason"),
+        (&["slot", "drop", "s", "--reason", "  "], 2, "reason"),
         (&["no-such-command"], 2, "Usage"),
         (&["tap", "--from", "yesterday"], 2, "a moment as"),
         (&["tap", "--partition", "7"], 2, "partition 7 does not exist"),
@@ -192,7 +201,18 @@ async fn a_process_whose_source_is_away_lives_is_not_ready_says_why_and_ends_on_
     let shown = tillstream(&dir, &["status"]);
     assert_eq!(shown.status.code(), Some(1), "a pipeline that is not ready");
     assert!(String::from_utf8_lossy(&shown.stdout).contains("source pos               blocked"));
+    let message =
+        |arguments: &[&str]| String::from_utf8(tillstream(&dir, &[&["incident", "template"], arguments].concat()).stdout).expect("UTF-8");
+    let message_live = message(&["--severity", "2", "--timezone", "America/Chicago"]);
+    assert!(message_live.starts_with("[INVESTIGATING] New changes of the point of sale are not picked up"), "{message_live}");
+    assert!(
+        message_live.contains("blocked since") && message_live.contains("capture.source_unavailable"),
+        "the internal part names the code"
+    );
+    assert!(!message(&["--public"]).contains("capture.source_unavailable"), "the public part does not");
     running.terminate(Duration::from_secs(10)).await;
+    let silent = message(&[]);
+    assert!(silent.contains("may be delayed") && silent.contains("no process answers"), "{silent}");
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod own_connector;
 mod pgoutput_writer;
 mod policies;
 mod schema;
+mod setup;
 mod sinks;
 mod slot;
 mod streaming;

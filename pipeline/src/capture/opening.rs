@@ -184,7 +184,7 @@ pub async fn stand(source: &dyn Source, journal: &dyn Journal, settings: &Settin
             let lineage = Lineage(history(identity.system_id, &settings.source.slot));
             known.check(identity, lineage).and_then(|()| match looked.slot.as_ref() {
                 Some(slot) => slot.confirmed.map_or(Ok(()), |confirmed| known.check_slot(identity, confirmed, state.released())),
-                None => Err(super::wire::slot_missing(&settings.source.slot)),
+                None => Err(super::wire::slot_missing(&settings.source.slot, None)),
             })
         }
         Err(error) => Err(CaptureError::Unavailable(error.to_string())),

@@ -1,6 +1,5 @@
 //! `epoch`: whether the database continues the history in the journal, and the decision that it need not.
 
-use std::io::{IsTerminal, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 use tillstream_connectors::registry::Registry;
 
 use super::ConfigFile;
+use super::confirm;
 use super::output::{self, End, Format};
 use crate::capture::wire::PgSource;
 use crate::capture::{self, CaptureError, Settings, Standing};
@@ -112,7 +112,7 @@ async fn begin(bump: Bump, registry: &Registry) -> Result<(), End> {
     let next = standing.epoch.checked_add(1).ok_or_else(|| Failure::new("usage.arguments", "there is no later epoch"))?;
     let wanted = capture::confirmation(&pipeline.name, next);
     eprint!("{}", output::clean_lines(&screen(&standing)));
-    confirm(bump.confirm.as_deref(), &wanted)?;
+    confirm::typed(bump.confirm.as_deref(), &wanted, "begin it", "nothing was begun")?;
     let loads = if bump.keep_loaded { "nothing is loaded again" } else { "the tables are loaded again" };
     let decision =
         Decision { epoch: next, after: standing.stored.commit_lsn, reload: !bump.keep_loaded, why: bump.reason, by: who("bump") };
@@ -122,29 +122,6 @@ async fn begin(bump: Bump, registry: &Registry) -> Result<(), End> {
         Format::Human => output::print(format_args!("epoch {next} is begun; {loads} by the next run, or by the one that runs"))?,
     }
     Ok(())
-}
-
-/// What was typed has to be exactly what is wanted.
-fn confirm(given: Option<&str>, wanted: &str) -> Result<(), End> {
-    let typed = match given {
-        Some(given) => given.to_owned(),
-        None if std::io::stdin().is_terminal() => {
-            eprint!("Type  {wanted}  to begin it: ");
-            std::io::stderr().flush()?;
-            let mut line = String::new();
-            std::io::stdin().read_line(&mut line)?;
-            line.trim().to_owned()
-        }
-        None => String::new(),
-    };
-    if typed == wanted {
-        return Ok(());
-    }
-    Err(Failure {
-        fix: Some(format!("--confirm \"{wanted}\"")),
-        ..Failure::new("usage.not_confirmed", "nothing was begun: the confirmation is missing or another one is wanted")
-    }
-    .into())
 }
 
 fn who(command: &str) -> String {
@@ -223,19 +200,5 @@ fn copy(error: &CaptureError) -> CaptureError {
             CaptureError::Definite { code, what: what.clone(), why: why.clone(), fix: fix.clone() }
         }
         other => CaptureError::Unavailable(other.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_exact_words_confirm() {
-        assert!(confirm(Some("shop epoch 2"), "shop epoch 2").is_ok());
-        for typed in ["shop epoch 1", "shop epoch 20", "Shop epoch 2", "yes", ""] {
-            let Err(End::Failed(failure)) = confirm(Some(typed), "shop epoch 2") else { panic!("{typed} confirmed") };
-            assert_eq!(failure.code, "usage.not_confirmed");
-        }
     }
 }

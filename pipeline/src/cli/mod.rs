@@ -1,22 +1,27 @@
 //! The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
+mod admin_url;
 mod backfill;
 mod backfill_link;
 mod backfill_watch;
+mod confirm;
 mod connector;
 mod dead_letters;
 mod diff;
 mod doctor;
 mod epoch;
 mod explain;
+mod incident;
 mod output;
 mod plan;
 mod preview;
+mod publication;
 mod replay;
 mod run;
 mod sandbox;
 mod schema;
 mod setup;
+mod slot;
 mod status;
 mod tap;
 mod test;
@@ -131,9 +136,15 @@ enum Command {
     Apply(plan::Apply),
     /// Print (or run) the SQL that prepares the source database
     Setup(setup::Arguments),
+    #[command(subcommand)]
+    Slot(slot::Command),
+    #[command(subcommand)]
+    Publication(publication::Command),
     /// Check the source database and say what to mend
     Doctor(doctor::Arguments),
-    /// Tell what an error code means, what it does and how to mend it
+    #[command(subcommand)]
+    Incident(incident::Command),
+    /// Tell what an error code or an alert means and what to do, or print a guide; works offline
     Explain(explain::Arguments),
     #[command(subcommand)]
     Connector(connector::Command),
@@ -208,7 +219,11 @@ impl Command {
             Command::Plan(arguments) => arguments.format(),
             Command::Apply(arguments) => arguments.format(),
             Command::Connector(command) => command.format(),
-            Command::Setup(_) | Command::Explain(_) | Command::Sandbox(_) | Command::Demo(_) => Format::Human,
+            Command::Setup(arguments) => arguments.format,
+            Command::Slot(command) => command.format(),
+            Command::Publication(command) => command.format(),
+            Command::Incident(command) => command.format(),
+            Command::Explain(_) | Command::Sandbox(_) | Command::Demo(_) => Format::Human,
         }
     }
 }
@@ -231,6 +246,9 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Plan(arguments) => plan::plan(arguments, &settings, &registry).await,
         Command::Apply(arguments) => plan::apply(arguments, &settings, &registry).await,
         Command::Setup(arguments) => setup::run(arguments, &registry).await,
+        Command::Slot(command) => slot::run(command, &registry).await,
+        Command::Publication(command) => publication::run(command, &registry).await,
+        Command::Incident(command) => incident::run(command, &settings, &registry).await,
         Command::Doctor(arguments) => doctor::run(arguments, &registry).await,
         Command::Explain(arguments) => explain::run(&arguments),
         Command::Connector(command) => connector::run(command, &registry).await,
@@ -241,3 +259,6 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         }),
     }
 }
+
+#[cfg(test)]
+mod documented;

@@ -46,7 +46,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Re
     if document["ready"].as_bool() == Some(true) { Ok(()) } else { Err(End::Code(Class::Check.exit_code())) }
 }
 
-async fn fetch(url: &str) -> Result<serde_json::Value, Failure> {
+pub(super) async fn fetch(url: &str) -> Result<serde_json::Value, Failure> {
     let unreachable = |error: String| Failure::new("admin.unreachable", format!("{url}: {error}"));
     // A proxy has no business between a command and its own machine.
     let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().map_err(|e| unreachable(e.to_string()))?;

@@ -90,6 +90,12 @@ impl Calendar {
         Some(Calendar { zone: TimeZone::get(zone).ok()?, hours })
     }
 
+    /// The zone.
+    #[must_use]
+    pub fn zone(&self) -> &TimeZone {
+        &self.zone
+    }
+
     /// Whether it names any part at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -132,9 +132,15 @@ pub const ALL: &[Explanation] = &[
     entry("capture.wal_little_kept", Check, "max_slot_wal_keep_size is below 1 GB.", "A pause of minutes at peak can lose the slot.", "Raise max_slot_wal_keep_size."),
     entry("capture.wal_none_kept", Check, "max_slot_wal_keep_size is 0.", "The slot is lost at the first checkpoint at which the pipeline is behind.", "Raise max_slot_wal_keep_size."),
     entry("capture.wal_unlimited", Check, "max_slot_wal_keep_size has no limit.", "A pipeline that stands still makes the server keep WAL until its disk is full.", "Set max_slot_wal_keep_size to what the disk can spare."),
+    entry("publication.column_exposed", Check, "A column leaves the database that the configuration drops or holds.", "Its values reach this program, which throws them away.", "Publish the table with a column list: `tillstream publication diff --format sql` prints it."),
     entry("setup.failed", Config, "A statement of the setup failed.", "What was done before stays and is found done the next time.", "Mend what the server says and run setup again."),
     entry("setup.not_permitted", Permission, "The role may not run a statement of the setup.", "What was done before stays and is found done the next time.", "Name a superuser by --admin-url, or give the printed SQL to somebody who may run it."),
     entry("setup.slot_waits", Temporary, "Creating the slot waited a minute for open transactions.", "Everything but the slot is in place.", "Wait until they end, or end them, and run setup again."),
+    entry("setup.slot_in_use", Locked, "The slot is to be dropped, and somebody streams from it.", "What was done before stays; the slot is as it was.", "End the pipeline and its standbys (`tillstream slot show` names who reads), then run it again."),
+    entry("setup.exists", Usage, "A file that would be written is there already; a script that takes a change back cannot be written again after the change.", "Nothing was changed, in files or in the database.", "Choose another name, or move the file away."),
+    entry("setup.write", Unavailable, "A file could not be written.", "Nothing was changed in the database.", "See that the directory may be written and has room."),
+    entry("slot.unknown", Usage, "The server has no slot of that name.", "Nothing was changed.", "`tillstream slot list` shows all."),
+    entry("slot.not_permitted", Permission, "The role may not drop the slot.", "Nothing was changed.", "Name a role with REPLICATION by --admin-url."),
     entry("setup.standby", Config, "The server that was named is a standby.", "Nothing was changed.", "Name the primary by --admin-url."),
     entry("journal.unavailable", Unavailable, "The broker or the journal's file cannot be reached.", WAITS, "Check that the broker runs, its address and the network."),
     entry("journal.fenced", Temporary, "A later run writes to the journal.", "This writer ends; its process begins a new session.", "See that only one process captures this source."),
@@ -232,7 +238,7 @@ pub const ALL: &[Explanation] = &[
     entry("backfill.unknown_table", Config, "The table is not captured, or the connector does not take it.", NOTHING_STARTED, "Correct the name, or add it to the lists named."),
     entry("backfill.where_unindexed", Config, "No index serves the condition, so each chunk would look at the whole table.", NOTHING_STARTED, "Create the index named, or say --allow-scan."),
     entry("backfill.no_key", Config, "A table has no key to read it in chunks.", "Its older rows are not loaded; its changes are captured.", "Add a primary key."),
-    entry("backfill.no_permission", Permission, "The reading role may not read a table, or a row security policy hides rows.", "Its older rows are not loaded; its changes are captured.", "Grant SELECT on the published columns to the role of `backfill_url`."),
+    entry("backfill.no_permission", Permission, "The reading role may not read a table, or a row security policy hides rows.", "Its older rows are not loaded; its changes are captured.", "Grant SELECT on the columns to the role of `backfill_url`: `tillstream publication diff --format sql` prints the statement."),
     entry("backfill.not_a_table", Config, "Foreign tables and views are not read.", "Its older rows are not loaded.", "Name the table itself."),
     entry("backfill.not_utf8", Data, "A value is no valid UTF-8.", "The table's load waits.", "Mend the value in the source."),
     entry("backfill.null_in_key", Data, "A key column holds NULL.", "The table's load waits.", "Set the key's columns NOT NULL."),
@@ -264,7 +270,7 @@ pub const ALL: &[Explanation] = &[
     entry("http.answer_too_long", Data, "The target answered more than is read.", "The call counts as failed and is repeated under the same keys.", "Check the URL: an API's answer is short."),
     entry("http.no_result", Data, "The target's answer to a batch does not name an event's result.", "The event is repeated under the same key.", "Check the sink's setting of how results are read."),
     entry("mapping.failed", Data, "A connector's `when` or `map` could not be evaluated for an event: a column that is not there, a text that is no number.", "The event is a dead letter of this connector; nothing else waits for it.", "Mend the leaf that the message names, try it with `tillstream preview` and `tillstream test`, then `tillstream dead-letters redrive --code mapping.failed`."),
-    entry("mapping.lookup_missing", Data, "An event asks for a row that the connector does not know: it was never there, was deleted, or is older than what the journal still holds.", "The event (or the one output of it that asks) is a dead letter; nothing else waits for it.", "Where the row is older than the journal's retention: `tillstream backfill start TABLE --connector CONNECTOR`, then `tillstream dead-letters redrive --code mapping.lookup_missing`. Where it may be missing: `missing: none` in the lookup."),
+    entry("mapping.lookup_missing", Data, "An event asks for a row that the connector does not know: it was never there, was deleted, or is older than what the journal still holds.", "The event (or the one output of it that asks) is a dead letter; nothing else waits for it.", "Where the row is older than the journal's retention: `tillstream backfill start --table TABLE --connector CONNECTOR`, then `tillstream dead-letters redrive --code mapping.lookup_missing`. Where it may be missing: `missing: none` in the lookup."),
     entry("mapping.duplicate_id", Data, "Two outputs of one event have the same `id`, so the target would take one of them for a repeat of the other.", "The event is a dead letter; nothing of it was sent.", "Put what tells the outputs apart into `id`, as `{{ item.id }}` or `{{ index }}`; then redrive."),
     entry("delivery.lookup_full", Config, "The rows that a connector keeps for `lookup` and `before: kept` take more than `memory`.", "The connector stops and keeps its checkpoint; nothing is skipped.", "Raise `memory`, name only the `columns` that are needed, or spread the tables over more partitions with `partition_by`."),
     entry("delivery.lookup_keyless", Config, "A table whose rows are to be kept has no key, so nothing tells its rows apart.", "The connector stops and keeps its checkpoint.", "Give the table a primary key, or remove it from `lookup` (or from `from.tables`, with `before: kept`)."),
@@ -309,9 +315,9 @@ mod tests {
 
     /// The first words of our codes; a string literal `"<word>.<more>"` in the sources is a code.
     #[rustfmt::skip]
-    const AREAS: [&str; 20] = [
+    const AREAS: [&str; 22] = [
         "config", "usage", "explain", "internal", "capture", "journal", "control", "delivery", "backfill", "admin", "demo", "setup",
-        "connector", "sql", "http", "webhook", "klaviyo", "segment", "square", "sandbox",
+        "connector", "sql", "http", "webhook", "klaviyo", "segment", "square", "sandbox", "publication", "slot",
     ];
 
     fn literals(text: &str, found: &mut Vec<String>) {

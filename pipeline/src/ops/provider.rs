@@ -145,15 +145,23 @@ impl Provider {
     pub fn trap(self) -> Option<&'static str> {
         match self {
             Provider::SelfHosted => None,
-            Provider::Patroni => {
-                Some("Patroni drops slots that it does not know: name the slot under `slots:` of its configuration, or use failover slots (17), never both")
-            }
-            Provider::Rds => Some("the instance's free storage is the real ceiling of kept WAL: alarm on FreeStorageSpace; a Multi-AZ cluster copies slots late"),
+            Provider::Patroni => Some(
+                "Patroni drops slots that it does not know: name the slot under `slots:` of its configuration, or use failover slots (17), never both",
+            ),
+            Provider::Rds => Some(
+                "the instance's free storage is the real ceiling of kept WAL: alarm on FreeStorageSpace; a Multi-AZ cluster copies slots late",
+            ),
             Provider::Aurora => Some("a blue/green deployment and a failover can leave the slot behind: look at the slot after each"),
             Provider::CloudSql => Some("a clone and a point-in-time recovery begin another history: `tillstream epoch bump` after either"),
-            Provider::Azure => Some("max_slot_wal_keep_size is fixed at -1 there, so that only wal_budget guards the disk; HA before 17 needs the extension pg_failover_slots"),
-            Provider::Supabase => Some("poolers do not carry replication: use the direct connection (IPv6, or the IPv4 add-on); slots and disk are limited by plan"),
-            Provider::Neon => Some("a slot that is idle for about 40 h is removed, a restored branch has none, and a connected pipeline keeps the compute from scaling to zero"),
+            Provider::Azure => Some(
+                "max_slot_wal_keep_size is fixed at -1 there, so that only wal_budget guards the disk; HA before 17 needs the extension pg_failover_slots",
+            ),
+            Provider::Supabase => Some(
+                "poolers do not carry replication: use the direct connection (IPv6, or the IPv4 add-on); slots and disk are limited by plan",
+            ),
+            Provider::Neon => Some(
+                "a slot that is idle for about 40 h is removed, a restored branch has none, and a connected pipeline keeps the compute from scaling to zero",
+            ),
         }
     }
 

@@ -3,7 +3,7 @@
 use tillstream::capture::catalog::{Catalog, check_start};
 use tillstream::config::{Source, SourceTable};
 use tillstream::ops::doctor::{Severity, examine};
-use tillstream::ops::setup::{Plan, apply, prepare};
+use tillstream::ops::setup::{Options, Plan, apply, prepare};
 
 use super::log_in;
 use super::server::{Server, source};
@@ -17,10 +17,10 @@ fn at(url: String, tables: &[&str]) -> Source {
 
 async fn set_up(source: &Source, admin: &str) -> (Plan, usize) {
     let admin = admin.to_owned().into();
-    let (plan, catalog) = prepare(source, "test", Some(&admin)).await.expect("a plan");
+    let prepared = prepare(source, "test", Some(&admin), &Options::default()).await.expect("a plan");
     let mut done = 0;
-    apply(&plan, &catalog, |_| done += 1).await.expect("applied");
-    (plan, done)
+    apply(&prepared.plan, &prepared.catalog, |_| done += 1).await.expect("applied");
+    (prepared.plan, done)
 }
 
 async fn findings(source: &Source) -> Vec<(Severity, &'static str)> {
@@ -99,7 +99,7 @@ async fn setup_prepares_a_server_twice_and_the_doctor_finds_what_is_then_broken(
     assert_eq!(findings(&source).await.iter().filter(|(severity, _)| *severity == Severity::Fail).count(), 2, "no log, no WAL kept");
 
     // Without the right to do so nothing is half done silently.
-    let (plan, catalog) = prepare(&source, "test", None).await.expect("a plan");
+    let prepared = prepare(&source, "test", None, &Options::default()).await.expect("a plan");
     server.sql("postgres", "DROP OWNED BY tillstream_backfill; DROP ROLE tillstream_backfill");
-    assert_eq!(apply(&plan, &catalog, |_| {}).await.expect_err("refused").code(), "setup.not_permitted");
+    assert_eq!(apply(&prepared.plan, &prepared.catalog, |_| {}).await.expect_err("refused").code(), "setup.not_permitted");
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use tillstream_schemas::table::Identity;
 
+use super::sql::{self, Published};
 use super::{Catalog, PublicationFacts, ServerFacts, SlotFacts, TableFacts, facts};
 use crate::capture::CaptureError;
 use crate::capture::wire::{ORIGIN_MAJOR, definite, origin_unsupported, slot_lost, slot_missing, slot_unusable, wal_level};
@@ -70,7 +71,7 @@ pub async fn check_start(source: &config::Source, pipeline: &str) -> Result<Star
             table.schema(published, configured, &source.columns)?;
         }
     }
-    let slot = catalog.slot(&source.slot).await?.ok_or_else(|| slot_missing(&source.slot))?;
+    let slot = catalog.slot(&source.slot).await?.ok_or_else(|| slot_missing(&source.slot, Some(catalog.server().major())))?;
     check_slot(source, &slot, catalog.server())?;
     let warnings = warnings(source, &publication, &tables);
     Ok(StartFacts { server: catalog.server().clone(), slot, publication, tables, warnings })
@@ -104,15 +105,15 @@ fn check_server(source: &config::Source, server: &ServerFacts) -> Result<(), Cap
 
 fn check_publication(source: &config::Source, publication: &PublicationFacts, tables: &[TableFacts]) -> Result<(), CaptureError> {
     let lacking: Vec<&TableFacts> = tables.iter().filter(|t| publication.table(&t.schema, &t.table).is_none()).collect();
-    let name = identifier(&source.publication);
     if let Some(root) = lacking.iter().find(|t| t.kind == 'p' && !publication.via_root) {
         return Err(definite(
             "capture.publication_lacks_table",
             format!("publication \"{}\" publishes the partitions of {}, not the table itself", source.publication, root.qualified()),
             "changes would come under the partitions' names",
             format!(
-                "ALTER PUBLICATION {name} ADD TABLE {}; ALTER PUBLICATION {name} SET (publish_via_partition_root = true);",
-                root.qualified()
+                "{} {}",
+                sql::via_root(&source.publication, true),
+                sql::add_tables(&source.publication, &[Published::whole(root.qualified())])
             ),
         ));
     }
@@ -124,22 +125,27 @@ fn check_publication(source: &config::Source, publication: &PublicationFacts, ta
         "capture.publication_lacks_table",
         format!("publication \"{}\" does not publish {list}", source.publication),
         "changes of these tables would be missed, silently",
-        format!("ALTER PUBLICATION {name} ADD TABLE {list};"),
+        sql::add_tables(&source.publication, &lacking.iter().map(|t| Published::whole(t.qualified())).collect::<Vec<_>>()),
     ))
 }
 
 fn check_slot(source: &config::Source, slot: &SlotFacts, server: &ServerFacts) -> Result<(), CaptureError> {
+    let major = Some(server.major());
     if let Some(evidence) = slot.lost() {
-        return Err(slot_lost(&source.slot, &evidence));
+        return Err(slot_lost(&source.slot, &evidence, major));
     }
     if slot.slot_type != "logical" {
-        return Err(slot_unusable(&source.slot, &format!("it is a {} slot", slot.slot_type)));
+        return Err(slot_unusable(&source.slot, &format!("it is a {} slot", slot.slot_type), major));
     }
     if slot.plugin.as_deref() != Some("pgoutput") {
-        return Err(slot_unusable(&source.slot, &format!("its plugin is {}", slot.plugin.as_deref().unwrap_or("none"))));
+        return Err(slot_unusable(&source.slot, &format!("its plugin is {}", slot.plugin.as_deref().unwrap_or("none")), major));
     }
     if slot.database.as_deref() != Some(server.database.as_str()) {
-        return Err(slot_unusable(&source.slot, &format!("it belongs to database \"{}\"", slot.database.as_deref().unwrap_or_default())));
+        return Err(slot_unusable(
+            &source.slot,
+            &format!("it belongs to database \"{}\"", slot.database.as_deref().unwrap_or_default()),
+            major,
+        ));
     }
     if slot.confirmed().is_none() {
         return Err(CaptureError::Unavailable(format!(
@@ -151,7 +157,6 @@ fn check_slot(source: &config::Source, slot: &SlotFacts, server: &ServerFacts) -
 }
 
 fn warnings(source: &config::Source, publication: &PublicationFacts, tables: &[TableFacts]) -> Vec<Warning> {
-    let name = identifier(&source.publication);
     let mut found: Vec<Warning> = tables.iter().filter_map(|t| identity_warning(t, publication)).collect();
     for extra in &publication.tables {
         if !source.tables.iter().any(|t| t.schema == extra.schema && t.table == extra.table) {
@@ -160,7 +165,7 @@ fn warnings(source: &config::Source, publication: &PublicationFacts, tables: &[T
                 code: "capture.publication_extra_table",
                 what: format!("publication \"{}\" also publishes {table}", publication.name),
                 why: "its changes are sent and dropped; without a replica identity its UPDATEs fail in the point of sale".to_owned(),
-                fix: format!("add it to source.tables, or ALTER PUBLICATION {name} DROP TABLE {table};"),
+                fix: format!("add it to source.tables, or {}", sql::drop_tables(&source.publication, std::slice::from_ref(&table))),
             });
         }
     }
@@ -178,7 +183,7 @@ fn warnings(source: &config::Source, publication: &PublicationFacts, tables: &[T
             code: "capture.publication_partial",
             what: format!("publication \"{}\" does not publish: {}", publication.name, missing.join(", ")),
             why: "targets keep rows that the point of sale has changed or removed".to_owned(),
-            fix: format!("ALTER PUBLICATION {name} SET (publish = 'insert, update, delete, truncate');"),
+            fix: sql::publish_all(&source.publication),
         });
     }
     for filtered in publication.tables.iter().filter(|t| t.row_filter.is_some()) {
@@ -280,15 +285,13 @@ const RESERVED: [&str; 40] = [
 ];
 
 fn publication_missing(source: &config::Source) -> CaptureError {
-    let tables = source.tables.iter().map(|t| format!("{}.{}", identifier(&t.schema), identifier(&t.table))).collect::<Vec<_>>().join(", ");
+    let table = |t: &config::SourceTable| Published::whole(format!("{}.{}", identifier(&t.schema), identifier(&t.table)));
+    let tables: Vec<Published> = source.tables.iter().map(table).collect();
     definite(
         "capture.publication_missing",
         format!("publication \"{}\" does not exist", source.publication),
         "it says which tables the server sends",
-        format!(
-            "CREATE PUBLICATION {} FOR TABLE {tables} WITH (publish_via_partition_root = true); a slot that is older than it has to be created anew",
-            identifier(&source.publication)
-        ),
+        format!("{} a slot that is older than it has to be created anew", sql::create_publication(&source.publication, &tables)),
     )
 }
 

@@ -19,6 +19,7 @@ mod facts;
 mod look;
 mod session;
 mod snapshot;
+pub(crate) mod sql;
 
 pub use check::{StartFacts, Warning, check_start};
 pub(crate) use check::{identifier, identity_warning, literal};

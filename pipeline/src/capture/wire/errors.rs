@@ -6,6 +6,7 @@
 use tokio_postgres::error::SqlState;
 
 use crate::capture::CaptureError;
+use crate::capture::catalog::sql;
 
 /// An ErrorResponse.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,23 +136,23 @@ impl ServerError {
                     "create the publication, then drop and create the slot (publication first): `tillstream setup --dry-run`".to_owned(),
                 )
             } else {
-                slot_missing(slot)
+                slot_missing(slot, None)
             });
         }
         if self.code == SqlState::UNDEFINED_FILE {
-            return Some(slot_lost(slot, &self.describe()));
+            return Some(slot_lost(slot, &self.describe(), None));
         }
         if self.code == SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE {
             return Some(if self.says("wal_level") {
                 wal_level(&self.message)
             } else if self.says("can no longer") || self.says("cannot read from logical replication slot") || self.says("invalidated") {
-                slot_lost(slot, &self.describe())
+                slot_lost(slot, &self.describe(), None)
             } else {
-                slot_unusable(slot, &self.describe())
+                slot_unusable(slot, &self.describe(), None)
             });
         }
         if self.code == SqlState::FEATURE_NOT_SUPPORTED || self.code == SqlState::INVALID_PARAMETER_VALUE {
-            return Some(slot_unusable(slot, &format!("{} (SQLSTATE {})", self.message, self.code.code())));
+            return Some(slot_unusable(slot, &format!("{} (SQLSTATE {})", self.message, self.code.code()), None));
         }
         None
     }
@@ -167,30 +168,31 @@ pub(crate) fn refused(what: impl Into<String>, fix: impl Into<String>) -> Captur
     definite("capture.auth_refused", what, "the server lets nobody in without valid credentials", fix)
 }
 
-/// The slot is not there.
-pub(crate) fn slot_missing(slot: &str) -> CaptureError {
+/// What creates the slot: the statement that `setup` runs where the server's version is known, else where to read it.
+fn create_slot(slot: &str, major: Option<i32>) -> String {
+    major.map_or_else(|| "create it by the last step of `tillstream setup`".to_owned(), |major| sql::create_slot(slot, major))
+}
+
+/// The slot is not there. `major` is the server's version, where it is known.
+pub(crate) fn slot_missing(slot: &str, major: Option<i32>) -> CaptureError {
     definite(
         "capture.slot_missing",
         format!("replication slot \"{slot}\" does not exist"),
         "what was committed since it was dropped can no longer be streamed",
-        format!(
-            "SELECT pg_create_logical_replication_slot('{}', 'pgoutput'); then, if this pipeline has run before, `tillstream epoch bump`: \
-             the tables are loaded again",
-            slot.replace('\'', "''")
-        ),
+        format!("{} then, if this pipeline has run before, `tillstream epoch bump`: the tables are loaded again", create_slot(slot, major)),
     )
 }
 
 /// The slot's WAL is gone.
-pub(crate) fn slot_lost(slot: &str, evidence: &str) -> CaptureError {
+pub(crate) fn slot_lost(slot: &str, evidence: &str, major: Option<i32>) -> CaptureError {
     definite(
         "capture.slot_lost",
         format!("replication slot \"{slot}\" was invalidated by the server: {evidence}"),
         "WAL it still needed was removed, usually because max_slot_wal_keep_size was exceeded while capture stood still",
         format!(
-            "SELECT pg_drop_replication_slot('{0}'); SELECT pg_create_logical_replication_slot('{0}', 'pgoutput'); \
-             raise max_slot_wal_keep_size; then `tillstream epoch bump`: the tables are loaded again",
-            slot.replace('\'', "''")
+            "{} {} raise max_slot_wal_keep_size; then `tillstream epoch bump`: the tables are loaded again",
+            sql::drop_slot(slot),
+            create_slot(slot, major)
         ),
     )
 }
@@ -219,15 +221,12 @@ pub(crate) fn origin_unsupported(version: &str) -> CaptureError {
 }
 
 /// The slot exists and is of no use to us.
-pub(crate) fn slot_unusable(slot: &str, evidence: &str) -> CaptureError {
+pub(crate) fn slot_unusable(slot: &str, evidence: &str, major: Option<i32>) -> CaptureError {
     definite(
         "capture.slot_unusable",
         format!("replication slot \"{slot}\" cannot be used: {evidence}"),
         "capture needs a logical slot with plugin pgoutput in the source's own database",
-        format!(
-            "name another slot in source.slot, or create one:  SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
-            slot.replace('\'', "''")
-        ),
+        format!("name another slot in source.slot; or, if nobody needs this one, {} {}", sql::drop_slot(slot), create_slot(slot, major)),
     )
 }
 

@@ -31,7 +31,7 @@ impl<'a> Applied<'a> {
 
 /// The telling line: of a guarded block, what is inside the guard.
 fn summary(sql: &str) -> &str {
-    let telling = |l: &&str| ["CREATE ", "ALTER ", "GRANT ", "SELECT pg_create"].iter().any(|word| l.starts_with(word));
+    let telling = |l: &&str| ["CREATE ", "ALTER ", "GRANT ", "SELECT pg_", "REVOKE ", "DROP "].iter().any(|word| l.starts_with(word));
     sql.lines().map(str::trim).find(telling).unwrap_or_default()
 }
 
@@ -39,7 +39,8 @@ fn summary(sql: &str) -> &str {
 ///
 /// # Errors
 /// The first statement that fails ends it; what was done stays and is found done the next time. `capture.wal_level`
-/// before the slot when the server cannot decode; `setup.slot_waits` when open transactions hold the slot up.
+/// before the slot when the server cannot decode; `setup.slot_waits` when open transactions hold the slot up; `setup.slot_in_use` when
+/// the slot is to be dropped and somebody streams from it.
 pub async fn apply(plan: &Plan, catalog: &Catalog, mut report: impl FnMut(Applied<'_>)) -> Result<(), CaptureError> {
     // Adding a table to a publication waits for maintenance on it, a slot for open transactions: neither for ever.
     run(catalog, "SET lock_timeout = '5s'").await?;
@@ -53,11 +54,21 @@ pub async fn apply(plan: &Plan, catalog: &Catalog, mut report: impl FnMut(Applie
             match execute(catalog, sql).await {
                 Ok(()) => report(Applied { step: n + 1, title: &step.title, sql }),
                 Err(error) if is_slot && error.code() == Some(&SqlState::QUERY_CANCELED) => return Err(slot_waits(catalog).await),
+                Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => return Err(slot_in_use(n + 1, error)),
                 Err(error) => return Err(failed(n + 1, sql, error)),
             }
         }
     }
     Ok(())
+}
+
+fn slot_in_use(step: usize, error: tokio_postgres::Error) -> CaptureError {
+    CaptureError::Definite {
+        code: "setup.slot_in_use",
+        what: format!("step {step}: somebody streams from the slot"),
+        why: error.as_db_error().map_or_else(String::new, |db| db.message().to_owned()),
+        fix: "end the pipeline and its standbys, then run it again; `tillstream slot show` names who reads".to_owned(),
+    }
 }
 
 /// Runs a statement; again when somebody who sets up another pipeline on the same server changed the same role in the same moment.
