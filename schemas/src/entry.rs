@@ -297,6 +297,17 @@ impl BatchBuffer {
         &self.bytes
     }
 
+    /// The finished entries' bytes; the buffer is empty afterwards and goes on in the memory of `next`.
+    ///
+    /// # Panics
+    /// When an entry is open.
+    pub fn replace(&mut self, mut next: Vec<u8>) -> Vec<u8> {
+        assert!(self.open.is_none(), "the last entry was finished");
+        next.clear();
+        self.records = 0;
+        std::mem::replace(&mut self.bytes, next)
+    }
+
     /// Empties the buffer and keeps its memory.
     pub fn clear(&mut self) {
         self.bytes.clear();

@@ -22,7 +22,8 @@ use crate::journal::{Batch, Log, PublishId};
 
 /// Batches are cut at this size. A frame, a confirm and an allocation per batch vanish beside several hundred rows,
 /// while the first row of a backlog is stored after milliseconds and the buffer stays in the processor's cache.
-pub const BATCH_BYTES_TARGET: usize = 256 << 10;
+/// Four of them make a Publish frame of a megabyte.
+pub const BATCH_BYTES_TARGET: usize = 250 << 10;
 
 /// A batch's record count travels as 16 bits.
 const RECORDS_MAX: u32 = 65_535;
@@ -155,6 +156,7 @@ pub struct Appender {
     replay: Replay,
     /// Bounded by the largest row: the session empties it after every message.
     ready: VecDeque<Ready>,
+    handed: Handed,
     scratch: Vec<u8>,
 }
 
@@ -179,6 +181,7 @@ impl Appender {
             touched: Vec::with_capacity(tails.len()),
             replay: Replay::new(run.epoch, tails),
             ready: VecDeque::new(),
+            handed: Handed::default(),
             scratch: Vec::new(),
             run,
         }
@@ -360,11 +363,11 @@ impl Appender {
             self.scratch.clear();
             self.scratch.extend_from_slice(p.buffer.open_body());
             p.buffer.cancel();
-            cut(p, partition, self.run.token, &mut self.ready);
+            cut(p, partition, self.run.token, &mut self.ready, &mut self.handed);
             if entry_bytes <= self.batch_max {
                 p.buffer.push(&header, &self.scratch);
             } else {
-                split(p, partition, &header, &self.scratch, self.batch_max, &mut self.ready);
+                split(p, partition, &header, &self.scratch, self.batch_max, &mut self.ready, &mut self.handed);
                 if p.buffer.is_empty() {
                     // Whatever follows in this partition stands in a later batch than the last part.
                     self.required[index] = PublishId::new(self.run.token, p.count - 1);
@@ -380,7 +383,7 @@ impl Appender {
             self.required[index] = PublishId::new(self.run.token, p.count);
         }
         if p.buffer.len() >= self.batch_target || p.buffer.records() >= RECORDS_MAX {
-            cut(p, partition, self.run.token, &mut self.ready);
+            cut(p, partition, self.run.token, &mut self.ready, &mut self.handed);
         }
         Ok(())
     }
@@ -388,8 +391,13 @@ impl Appender {
     /// Cuts what every partition has gathered, however little.
     pub fn cut_all(&mut self) {
         for (partition, p) in (0..).zip(&mut self.partitions) {
-            cut(p, partition, self.run.token, &mut self.ready);
+            cut(p, partition, self.run.token, &mut self.ready, &mut self.handed);
         }
+    }
+
+    /// The backlog is over: memory that was kept for its batches is given back.
+    pub fn rest(&mut self) {
+        self.handed = Handed::default();
     }
 
     /// Whether a finished batch waits.
@@ -446,19 +454,63 @@ impl Appender {
 }
 
 /// Makes a batch of what the partition has gathered.
-fn cut(p: &mut Partition, partition: u16, token: u32, ready: &mut VecDeque<Ready>) {
-    if p.buffer.records() == 0 {
+fn cut(p: &mut Partition, partition: u16, token: u32, ready: &mut VecDeque<Ready>, handed: &mut Handed) {
+    let records = p.buffer.records();
+    if records == 0 {
         return;
     }
-    // Copied, so that the buffer stays warm and an unconfirmed batch holds its own size and no more.
-    let batch = Batch { bytes: Bytes::copy_from_slice(p.buffer.as_bytes()), records: p.buffer.records() };
-    p.buffer.clear();
+    let batch = Batch { bytes: handed.take(&mut p.buffer), records };
     ready.push_back(Ready { log: Log::Data(partition), id: PublishId::new(token, p.count), batch });
     p.count += 1;
 }
 
+/// Full batches that were handed over: the memory of those that are confirmed is written to again. Fresh memory for every batch of a backlog
+/// would be zeroed by the kernel each time, and the allocator would keep more of it than is ever in use.
+#[derive(Debug, Default)]
+struct Handed(VecDeque<Bytes>);
+
+impl Handed {
+    /// As many as a journal lets be unconfirmed.
+    const MAX: usize = 33;
+
+    /// What the buffer has gathered.
+    fn take(&mut self, buffer: &mut BatchBuffer) -> Bytes {
+        if buffer.len() < BATCH_BYTES_TARGET {
+            // A batch holds its own size and no more.
+            let bytes = Bytes::copy_from_slice(buffer.as_bytes());
+            buffer.clear();
+            return bytes;
+        }
+        let bytes = Bytes::from(buffer.replace(self.free()));
+        if bytes.len() <= KEEP_BYTES_MAX && self.0.len() < Self::MAX {
+            self.0.push_back(bytes.clone());
+        }
+        bytes
+    }
+
+    /// Memory for a batch.
+    fn free(&mut self) -> Vec<u8> {
+        match self.0.pop_front_if(|oldest| oldest.is_unique()) {
+            Some(mut confirmed) => {
+                // A byte stays: what is empty holds no memory, and what is long is moved.
+                confirmed.truncate(1);
+                confirmed.into()
+            }
+            None => Vec::with_capacity(BATCH_BYTES_TARGET + (BATCH_BYTES_TARGET >> 3)),
+        }
+    }
+}
+
 /// Cuts a body into entries of kind `part`, one batch each.
-fn split(p: &mut Partition, partition: u16, header: &Header<'_>, body: &[u8], batch_max: usize, ready: &mut VecDeque<Ready>) {
+fn split(
+    p: &mut Partition,
+    partition: u16,
+    header: &Header<'_>,
+    body: &[u8],
+    batch_max: usize,
+    ready: &mut VecDeque<Ready>,
+    handed: &mut Handed,
+) {
     let info = PartInfo {
         index: 0,
         count: 0,
@@ -471,7 +523,7 @@ fn split(p: &mut Partition, partition: u16, header: &Header<'_>, body: &[u8], ba
     let count = u16::try_from(body.len().div_ceil(room)).expect("the row limit keeps the number of parts below 65,536");
     for (index, piece) in (0..count).zip(body.chunks(room)) {
         p.buffer.push(&Header { kind: Kind::Part, part: Some(PartInfo { index, count, ..info }), ..*header }, piece);
-        cut(p, partition, header.token, ready);
+        cut(p, partition, header.token, ready, handed);
     }
 }
 
@@ -676,6 +728,27 @@ mod tests {
             ]
         );
         assert_eq!(required, PublishId::new(7, 4), "the row is stored once its last part is");
+    }
+
+    #[test]
+    fn batches_of_a_backlog_are_written_into_the_memory_of_confirmed_ones() {
+        let mut a = Appender::new(run(), 1 << 20, &[tail(Position::NONE)]);
+        a.begin(Lsn(0x10), 1, 0).expect("fits");
+        let full = |a: &mut Appender| {
+            while !a.has_ready() {
+                event(a, 0, &[b'x'; 1_000]);
+            }
+            a.take_ready().expect("it is there").batch.bytes
+        };
+        let (first, second) = (full(&mut a), full(&mut a));
+        let (at, held) = (first.as_ptr(), second.clone());
+        drop(first);
+        // The buffer that was open while the first was under way, then the first one's.
+        let (third, fourth) = (full(&mut a), full(&mut a));
+        assert!(fourth.as_ptr() == at && third.as_ptr() != at, "confirmed memory is used again");
+        assert!(held == second && third.len() >= BATCH_BYTES_TARGET, "and no other");
+        a.rest();
+        assert!(fourth.is_unique(), "nothing is kept when the backlog is over");
     }
 
     #[test]

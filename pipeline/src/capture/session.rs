@@ -184,13 +184,20 @@ impl Streaming {
             // Behind the hook: a record of its that waits for nothing goes out at once.
             self.confirm(now);
             self.promise(now);
-            self.behind = received >= BEHIND_BYTES;
+            // A round without bytes, as a confirm makes one, tells nothing.
+            if received > 0 {
+                self.behind = received >= BEHIND_BYTES;
+            }
             stats.behind.store(self.behind, Relaxed);
             // A backfill fills its batches; what the stream brought goes out with what is there.
             let gathers = self.behind || (self.hook_has_more && received == 0 && !self.turns.is_live(now));
             if !gathers || now - *self.gathering_since.get_or_insert(now) >= BEHIND_LINGER {
                 self.intake.appender.cut_all();
                 self.gathering_since = None;
+                self.behind &= received > 0;
+            }
+            if !gathers {
+                self.intake.appender.rest();
             }
             self.append().await?;
             if self.gave_up {

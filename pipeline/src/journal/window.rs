@@ -51,6 +51,10 @@ struct Lane {
     pending: VecDeque<Pending>,
     /// How many of `pending`, from the front, were taken.
     taken: usize,
+    /// Bytes of those that were taken and are not confirmed.
+    flying: usize,
+    /// Bytes of those that were not taken and are not confirmed.
+    waiting: usize,
     handed: PublishId,
     /// The newest that was ever taken.
     sent: PublishId,
@@ -96,10 +100,16 @@ impl Window {
     }
 
     /// Takes batches of `log` that were not taken yet, oldest first, until they make `bytes_max`; at least one where there is one.
-    pub(super) fn take(&self, log: Log, bytes_max: usize) -> Vec<(PublishId, Batch)> {
+    ///
+    /// While `busy` bytes and more are under way, whoever takes gets three quarters of `bytes_max` or waits for the next confirm: what is
+    /// sent then is late already, and a journal that is woken by every batch spends more on waking up than on storing.
+    pub(super) fn take(&self, log: Log, bytes_max: usize, busy: usize) -> Vec<(PublishId, Batch)> {
         let mut state = self.state();
         let Some(lane) = state.logs.get_mut(&log) else { return Vec::new() };
         let (mut out, mut bytes) = (Vec::new(), 0);
+        if lane.flying >= busy && lane.waiting < bytes_max / 4 * 3 {
+            return out;
+        }
         while let Some(next) = lane.pending.get(lane.taken) {
             bytes += if next.confirmed { 0 } else { next.batch.bytes.len() };
             if !out.is_empty() && bytes > bytes_max {
@@ -107,6 +117,8 @@ impl Window {
             }
             if !next.confirmed {
                 out.push((next.id, next.batch.clone()));
+                let len = next.batch.bytes.len();
+                (lane.flying, lane.waiting) = (lane.flying + len, lane.waiting - len);
             }
             lane.sent = lane.sent.max(next.id);
             lane.taken += 1;
@@ -119,6 +131,7 @@ impl Window {
     pub(super) fn rewind(&self, log: Log) {
         if let Some(lane) = self.state().logs.get_mut(&log) {
             lane.taken = 0;
+            (lane.flying, lane.waiting) = (0, lane.flying + lane.waiting);
         }
     }
 
@@ -148,10 +161,14 @@ impl Window {
         let mut state = self.state();
         let Some(lane) = state.logs.get_mut(&log) else { return };
         for id in ids {
-            if let Ok(at) = lane.pending.binary_search_by_key(&id, |p| p.id) {
-                lane.pending[at].confirmed = true;
+            if let Ok(at) = lane.pending.binary_search_by_key(&id, |p| p.id)
+                && !std::mem::replace(&mut lane.pending[at].confirmed, true)
+            {
+                let part = if at < lane.taken { &mut lane.flying } else { &mut lane.waiting };
+                *part -= lane.pending[at].batch.bytes.len();
             }
         }
+        let waits = lane.waiting > 0;
         let (mut bytes, mut batches) = (0, 0);
         while lane.pending.front().is_some_and(|p| p.confirmed) {
             let done = lane.pending.pop_front().expect("the front was just looked at");
@@ -163,6 +180,10 @@ impl Window {
         state.bytes -= bytes;
         state.batches -= batches;
         drop(state);
+        if waits {
+            // It may have been held back.
+            self.work.send_modify(|n| *n += 1);
+        }
         if batches > 0 {
             self.room.notify_one();
             self.moved.send_modify(|n| *n += 1);
@@ -202,6 +223,7 @@ impl Handle {
                         return Err(JournalError::Unusable(format!("batch ids must rise: {} follows {}", id.0, lane.handed.0)));
                     }
                     lane.handed = id;
+                    lane.waiting += len;
                     lane.pending.push_back(Pending { id, batch, handed_at: Instant::now(), confirmed: false });
                     state.bytes += len;
                     state.batches += 1;
@@ -292,7 +314,7 @@ mod tests {
     }
 
     fn taken(window: &Window) -> Vec<u64> {
-        window.take(LOG, usize::MAX).into_iter().map(|(id, _)| id.0).collect()
+        window.take(LOG, usize::MAX, usize::MAX).into_iter().map(|(id, _)| id.0).collect()
     }
 
     #[tokio::test]
@@ -338,6 +360,30 @@ mod tests {
         assert_eq!(claimed(10), [0; 0], "another writer's");
         window.confirm(LOG, [PublishId(3), PublishId(5)]);
         assert_eq!(claimed(5), [0; 0], "confirmed before");
+    }
+
+    #[tokio::test]
+    async fn while_much_is_under_way_batches_wait_for_company_or_a_confirm() {
+        let window = Window::new(Limits { bytes_max: 1_000, batches_max: 100, batch_bytes_max: 100 });
+        let handle = window.handle();
+        let take = || window.take(LOG, 40, 60).len();
+        for id in 1..=6 {
+            handle.append(LOG, PublishId(id), batch(20)).await.unwrap();
+        }
+        assert_eq!((take(), take()), (2, 2), "a frame each");
+        handle.append(LOG, PublishId(7), batch(20)).await.unwrap();
+        assert_eq!(take(), 2, "80 bytes are under way, and three quarters of a frame wait");
+        assert_eq!(take(), 0, "now too little waits");
+        let mut work = window.work();
+        window.confirm(LOG, (1..=4).map(PublishId));
+        assert!(work.has_changed().unwrap(), "whoever held back is told");
+        work.mark_unchanged();
+        assert_eq!(take(), 1, "40 bytes under way are little");
+        window.confirm(LOG, [PublishId(5)]);
+        assert!(!work.has_changed().unwrap(), "nothing waits");
+        window.rewind(LOG);
+        window.confirm(LOG, [PublishId(7)]);
+        assert_eq!((take(), take()), (1, 0), "what was sent is counted anew, and what is confirmed is not sent");
     }
 
     #[tokio::test]

@@ -51,7 +51,7 @@ async fn run(shared: &Arc<Shared>, window: &Window, name: &ProducerName, store: 
         work.mark_unchanged();
         let mut idle = true;
         for log in window.logs() {
-            let batches = Arc::new(window.take(log, TRANSACTION_BYTES_MAX));
+            let batches = Arc::new(window.take(log, TRANSACTION_BYTES_MAX, usize::MAX));
             if batches.is_empty() {
                 continue;
             }

@@ -22,7 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, warn};
 
 use super::Names;
-use super::chunk::{ENTRY_HEADER, seal};
+use super::chunk::{ENTRY_HEADER, Packer, seal};
 use super::connection::{Connection, FrameReader, Halves, SharedBroker, closed, goodbye, heartbeat};
 use super::deliver::last;
 use super::frame::{Frame, Incoming, code, code_error, key};
@@ -38,8 +38,12 @@ const UNCONFIRMED_BYTES_MAX: usize = 8 << 20;
 /// Unconfirmed batches: far below the 50,000 at which the broker stops reading from a connection.
 const UNCONFIRMED_BATCHES_MAX: usize = 4_096;
 
-/// Bytes of one Publish frame when several batches wait; a larger batch travels alone. Larger frames gain nothing and delay the first confirm.
-const FRAME_BYTES: usize = 256 << 10;
+/// Bytes of one Publish frame when several batches wait; a larger batch travels alone. A frame wakes half a dozen of the broker's threads,
+/// which costs it more than storing a quarter of this; RabbitMQ's own limit is a megabyte.
+const FRAME_BYTES: usize = (1 << 20) - RESERVE;
+
+/// Unconfirmed bytes of a log at which frames are filled: no live point of sale has as many under way, a backlog always has.
+const BUSY_BYTES: usize = 512 << 10;
 
 /// How long a batch may stay unconfirmed on a connection that is otherwise alive before the connection is given up: longer than a
 /// leader election, and a disk alarm that lasts for hours costs one connection a minute.
@@ -47,6 +51,9 @@ const CONFIRM_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Bytes of a Publish frame that are not batches: size, key, version, publisher, count.
 const FRAME_HEADER: usize = 4 + 2 + 2 + 1 + 4;
+
+/// Leaves room in a frame for headers and for what a broker may count beside them.
+const RESERVE: usize = 4 << 10;
 
 pub(super) struct RabbitWriter {
     shared: Arc<Shared>,
@@ -255,6 +262,7 @@ async fn batches(
     frame_max: u32,
 ) -> Result<(), JournalError> {
     let broken = |error: std::io::Error| JournalError::Unavailable(format!("publishing: {error}"));
+    let mut packer = shared.lz4.then(Packer::default);
     let mut work = shared.window.work();
     let mut tick = interval(beat / 2);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -263,7 +271,7 @@ async fn batches(
         if shared.window.is_closed() {
             return Ok(());
         }
-        let batches = shared.window.take(log, FRAME_BYTES);
+        let batches = shared.window.take(log, FRAME_BYTES.min(batch_bytes_max(frame_max)), BUSY_BYTES);
         if batches.is_empty() {
             tokio::select! {
                 _ = work.changed() => {}
@@ -271,16 +279,16 @@ async fn batches(
             }
             continue;
         }
-        write_frame(writer, frame(batches, shared.lz4, frame_max)?).await.map_err(broken)?;
+        write_frame(writer, frame(batches, packer.as_mut(), frame_max)?).await.map_err(broken)?;
     }
 }
 
 /// A Publish frame in pieces, so that batches are not copied.
-fn frame(batches: Vec<(PublishId, Batch)>, lz4: bool, frame_max: u32) -> Result<Vec<Bytes>, JournalError> {
+fn frame(batches: Vec<(PublishId, Batch)>, mut packer: Option<&mut Packer>, frame_max: u32) -> Result<Vec<Bytes>, JournalError> {
     let count = u32::try_from(batches.len()).expect("the window is bounded");
     let mut pieces = vec![Bytes::new()];
     for (id, batch) in batches {
-        let (head, body) = seal(id.0, batch.records, &batch.bytes, lz4);
+        let (head, body) = seal(id.0, batch.records, &batch.bytes, packer.as_deref_mut());
         pieces.push(Bytes::copy_from_slice(&head));
         pieces.push(body);
     }
@@ -318,8 +326,6 @@ async fn write_frame(writer: &mut (dyn AsyncWrite + Send + Unpin), pieces: Vec<B
 
 /// The largest batch that fits the frame size, alone in its frame. 0 means no limit.
 pub(super) fn batch_bytes_max(frame_max: u32) -> usize {
-    /// Leaves room for headers and for what a broker may count beside them.
-    const RESERVE: usize = 4 << 10;
     /// What brokers refuse to unfold beyond.
     const MAX: usize = 64 << 20;
     const _: () = assert!(RESERVE > FRAME_HEADER + ENTRY_HEADER);
@@ -337,7 +343,7 @@ mod tests {
     #[test]
     fn a_frame_holds_its_batches_and_says_its_length() {
         let batches = vec![(PublishId(5), entries(0..3, 20)), (PublishId(6), entries(3..4, 30))];
-        let frame = frame(batches.clone(), false, 1 << 20).unwrap().concat();
+        let frame = frame(batches.clone(), None, 1 << 20).unwrap().concat();
         let len = u32::from_be_bytes(frame[..4].try_into().unwrap()) as usize;
         assert_eq!(len, frame.len() - 4);
         assert_eq!(frame[4..13], [0, 2, 0, 1, 0, 0, 0, 0, 2]);
@@ -351,9 +357,9 @@ mod tests {
     fn a_batch_as_large_as_allowed_fits_its_frame() {
         for frame_max in [8192, 1 << 20, 0] {
             let max = batch_bytes_max(frame_max);
-            assert!(frame(vec![(PublishId(1), entries(0..1, max - 4))], false, frame_max).is_ok());
+            assert!(frame(vec![(PublishId(1), entries(0..1, max - 4))], None, frame_max).is_ok());
         }
-        let too_large = frame(vec![(PublishId(1), entries(0..1, 8192))], false, 8192);
+        let too_large = frame(vec![(PublishId(1), entries(0..1, 8192))], None, 8192);
         assert!(matches!(too_large, Err(JournalError::Unusable(_))));
     }
 
