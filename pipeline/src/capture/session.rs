@@ -21,6 +21,7 @@ use super::control_log::ControlLog;
 use super::intake::{Intake, diverged};
 use super::link::{Link, shutting_down, until};
 use super::opening::{self, Opened, fenced};
+use super::pgoutput;
 use super::promise::Promises;
 use super::source::Frame;
 use super::stats::{Pressure, State, Stats};
@@ -28,7 +29,7 @@ use super::streamed::{Next, Streamed};
 use super::turns::Turns;
 use super::{CaptureError, CaptureParts, Mode, Stopped};
 use crate::control::{Record, Released, now_ms};
-use crate::journal::{Log, Writer};
+use crate::journal::{Log, PublishId, Writer};
 
 /// An acknowledgement that moved is sent at most this often: it frees WAL, and costs the server a wake-up.
 const ACKNOWLEDGE_INTERVAL: Duration = Duration::from_secs(1);
@@ -56,6 +57,12 @@ const REPLAY_BYTES: u64 = 1 << 20;
 
 /// How often a run that waits to be caught up asks the server where it is.
 const CAUGHT_UP_POLL: Duration = Duration::from_millis(200);
+
+/// Of so many messages one is decoded a second time with a clock beside it, to tell decoding from encoding at no cost for the others.
+pub(super) const SAMPLED: u32 = 256;
+
+/// WAL that the server may have beyond what came without being behind: what stands there between two of our looks.
+const STARVED_BYTES: u64 = 1 << 20;
 
 /// Runs one session. `target` is where a run until caught up ends; the first session that learns it sets it.
 pub(super) async fn run(
@@ -103,6 +110,15 @@ enum Wake {
     Due,
 }
 
+/// The batch whose way to its confirm is measured.
+struct Probe {
+    log: Log,
+    id: PublishId,
+    at: Instant,
+    /// Of the newest transaction that had come.
+    committed_at_ms: i64,
+}
+
 /// A session whose fence is verified.
 struct Streaming {
     parts: CaptureParts,
@@ -132,6 +148,13 @@ struct Streaming {
     /// A batch could not be handed over before the stop's deadline: nothing may follow it.
     gave_up: bool,
     promises: Promises,
+    /// Messages taken, for the samples of decoding.
+    messages: u32,
+    probe: Option<Probe>,
+    /// Up to when the wait for confirms is counted; `None` while nothing waits.
+    unconfirmed_since: Option<Instant>,
+    /// The commit whose way was measured last: a batch without a newer one tells nothing of it.
+    published_ms: i64,
 }
 
 impl Streaming {
@@ -160,6 +183,10 @@ impl Streaming {
             gathering_since: None,
             gave_up: false,
             promises,
+            messages: 0,
+            probe: None,
+            unconfirmed_since: None,
+            published_ms: 0,
         }
     }
 
@@ -209,7 +236,11 @@ impl Streaming {
             }
             let waited = Instant::now();
             let wake = self.wait().await?;
-            Stats::time(&stats.receive_wait_ns, waited.elapsed());
+            let waited = waited.elapsed();
+            Stats::time(&stats.receive_wait_ns, waited);
+            if self.is_starved() {
+                Stats::time(&stats.starved_ns, waited);
+            }
             match wake {
                 Wake::Stop => return Ok(()),
                 Wake::Filled => self.heard_at = Instant::now(),
@@ -253,6 +284,10 @@ impl Streaming {
                             while let Some(description) = self.streamed.as_mut().and_then(|streamed| streamed.needed(data)) {
                                 self.intake.take(&description)?;
                             }
+                            if self.messages.is_multiple_of(SAMPLED) {
+                                sample_decoding(&stats, data);
+                            }
+                            self.messages = self.messages.wrapping_add(1);
                             self.intake.take(data)?;
                         }
                         Next::Kept | Next::Replay => continue,
@@ -286,6 +321,9 @@ impl Streaming {
         }
         Stats::time(&stats.encode_ns, began.elapsed());
         self.intake.publish_counts();
+        if self.intake.appender.in_transaction() {
+            stats.transaction_events.fetch_max(self.intake.appender.next_ordinal(), Relaxed);
+        }
         if let Some(streamed) = &self.streamed {
             stats.spool_bytes.store(streamed.held(), Relaxed);
         }
@@ -304,6 +342,10 @@ impl Streaming {
         while taken < REPLAY_BYTES && !self.gave_up {
             let Some(message) = self.streamed.as_mut().map_or(Ok(None), Streamed::next_message)? else { break };
             taken += message.len() as u64;
+            if self.messages.is_multiple_of(SAMPLED) {
+                sample_decoding(&stats, message);
+            }
+            self.messages = self.messages.wrapping_add(1);
             self.intake.take(message)?;
             if self.intake.appender.has_ready() {
                 Stats::time(&stats.encode_ns, began.elapsed());
@@ -348,6 +390,10 @@ impl Streaming {
                     biased;
                     done = &mut append => {
                         done.map_err(|error| fenced(error, token))?;
+                        if self.probe.is_none() && log != Log::Control {
+                            let committed_at_ms = stats.committed_at_ms.load(Relaxed);
+                            self.probe = Some(Probe { log, id, at: started, committed_at_ms });
+                        }
                         break;
                     }
                     () = self.parts.stop.cancelled(), if give_up_at.is_none() => give_up_at = Some(Instant::now() + STOP_DEADLINE),
@@ -379,7 +425,26 @@ impl Streaming {
         let (writer, logs) = (&self.writer, &self.logs);
         self.intake.confirm(now, |log| writer.confirmed(logs[log]));
         self.turns.confirm(now, |log| writer.confirmed(logs[log]));
-        self.parts.stats.unconfirmed_bytes.store(writer.unconfirmed_bytes() as u64, Relaxed);
+        let (stats, unconfirmed) = (&self.parts.stats, writer.unconfirmed_bytes());
+        stats.unconfirmed_bytes.store(unconfirmed as u64, Relaxed);
+        if let Some(since) = self.unconfirmed_since {
+            Stats::time(&stats.confirm_wait_ns, now - since);
+        }
+        self.unconfirmed_since = (unconfirmed > 0).then_some(now);
+        if let Some(probe) = self.probe.take_if(|probe| writer.confirmed(probe.log) >= probe.id) {
+            stats.confirm_times.observe(now - probe.at);
+            if probe.committed_at_ms > self.published_ms {
+                self.published_ms = probe.committed_at_ms;
+                stats.publish_times.observe(Duration::from_millis(u64::try_from(now_ms() - probe.committed_at_ms).unwrap_or(0)));
+            }
+        }
+    }
+
+    /// Whether the server has more for us than has come.
+    fn is_starved(&self) -> bool {
+        let server = self.parts.stats.server_lsn.load(Relaxed);
+        let reached = self.intake.received().max(self.idle_at).0;
+        self.intake.appender.in_transaction() || server.saturating_sub(reached) > STARVED_BYTES
     }
 
     /// What may be acknowledged now.
@@ -530,5 +595,15 @@ impl Streaming {
         }
         self.link.replication.stop().await;
         complete
+    }
+}
+
+/// Decodes a message with a clock beside it.
+fn sample_decoding(stats: &Stats, data: &[u8]) {
+    let began = Instant::now();
+    // Whoever takes it says what is wrong with it.
+    let decoded = std::hint::black_box(pgoutput::parse(data)).is_ok();
+    if decoded {
+        Stats::time(&stats.decode_ns, began.elapsed() * SAMPLED);
     }
 }

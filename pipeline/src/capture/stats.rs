@@ -10,6 +10,7 @@ use tillstream_schemas::Lsn;
 use super::CaptureError;
 use super::source::Decoding;
 use crate::control::now_ms;
+use crate::telemetry::times::Times;
 
 /// What a capture run is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -189,8 +190,20 @@ pub struct Stats {
     pub spool_bytes: AtomicU64,
     /// Time spent waiting for bytes from the server.
     pub receive_wait_ns: AtomicU64,
+    /// Time spent waiting for bytes although the server has more: it is the server that is at work.
+    pub starved_ns: AtomicU64,
     /// Time spent decoding and encoding.
     pub encode_ns: AtomicU64,
+    /// The part of it that was decoding, from one message in [`SAMPLED`](super::session::SAMPLED).
+    pub decode_ns: AtomicU64,
+    /// Time during which something was handed to the journal and not confirmed.
+    pub confirm_wait_ns: AtomicU64,
+    /// From a batch's handing over to its confirm; one batch at a time is measured.
+    pub confirm_times: Times,
+    /// From a commit at the source to the confirm of its batch; one at a time is measured.
+    pub publish_times: Times,
+    /// Events that the largest transaction had so far, since somebody looked.
+    pub transaction_events: AtomicU32,
     /// Time spent handing batches to the journal, most of it waiting for room.
     pub publish_wait_ns: AtomicU64,
     /// Whether the server keeps more WAL for us than was read in the last round: bulk reading is on.

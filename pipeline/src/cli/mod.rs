@@ -4,6 +4,7 @@ mod admin_url;
 mod backfill;
 mod backfill_link;
 mod backfill_watch;
+mod capacity;
 mod confirm;
 mod connector;
 mod dead_letters;
@@ -108,6 +109,7 @@ enum Command {
     Run(run::Arguments),
     /// Show how a running pipeline is
     Status(status::Arguments),
+    Capacity(capacity::Arguments),
     /// Show the events of the journal as they are stored
     Tap(tap::Arguments),
     /// Show what a connector would make of stored events, and deliver none
@@ -204,6 +206,7 @@ impl Command {
         match self {
             Command::Run(arguments) => arguments.format,
             Command::Status(arguments) => arguments.format,
+            Command::Capacity(arguments) => arguments.format,
             Command::Validate(arguments) => arguments.format.of_failures(),
             Command::Tap(arguments) => arguments.failure_format(),
             Command::Preview(arguments) => arguments.format,
@@ -232,6 +235,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
     match command {
         Command::Run(arguments) => run::run(arguments, &settings, registry).await,
         Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
+        Command::Capacity(arguments) => capacity::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
         Command::Preview(arguments) => preview::run(arguments, &registry).await,
         Command::Test(arguments) => test::run(&arguments, &registry).await,

@@ -8,7 +8,9 @@ use tillstream_connectors::registry::Registry;
 use super::ConfigFile;
 use super::output::{self, End, Format};
 use crate::config::settings::Settings;
+use crate::config::units;
 use crate::ops::failure::{Class, Failure};
+use crate::ops::scale::{self, Scale};
 use crate::ops::status;
 
 /// A status is numbers at hand; what takes longer than this does not answer.
@@ -19,7 +21,7 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Shows how a running pipeline is
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tillstream status\n  tillstream status --url http://127.0.0.1:7411 --format json | jq .source.state\n\nEnds with 1 when the pipeline is not ready, with 69 when no process answers."
+    after_help = "Examples:\n  tillstream status\n  tillstream status --url http://127.0.0.1:7411 --format json | jq .source.state\n  tillstream status --scale-advice --drain-within 10m --format json | jq .recommended_replicas\n\nEnds with 1 when the pipeline is not ready, with 69 when no process answers."
 )]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -27,9 +29,19 @@ pub(super) struct Arguments {
     /// Address of the admin endpoint instead of the file's
     #[arg(long, value_name = "URL")]
     url: Option<String>,
+    /// Say instead how many processes that deliver are wanted, and why; ask one that delivers
+    #[arg(long)]
+    scale_advice: bool,
+    /// How soon what waits shall be done, for the advice
+    #[arg(long, value_name = "DURATION", value_parser = within, requires = "scale_advice")]
+    drain_within: Option<Duration>,
     /// How it is printed
     #[arg(long, value_enum, default_value_t)]
     pub(super) format: Format,
+}
+
+fn within(text: &str) -> Result<Duration, String> {
+    units::duration(text).filter(|d| d.as_secs() > 0).ok_or_else(|| "a duration as `90s`, `10m` or `2h`".to_owned())
 }
 
 pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Registry) -> Result<(), End> {
@@ -38,7 +50,19 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Re
         (None, Some(listen)) => format!("http://{listen}"),
         (None, None) => format!("http://{}", arguments.config.load(registry)?.admin.listen),
     };
-    let document = fetch(&format!("{}/api/status", base.trim_end_matches('/'))).await?;
+    let base = base.trim_end_matches('/');
+    if arguments.scale_advice {
+        let seconds = arguments.drain_within.unwrap_or(scale::DRAIN_WITHIN).as_secs();
+        let document = fetch(&format!("{base}/api/scale?within={seconds}")).await?;
+        let advice: Scale = serde_json::from_value(document.clone())
+            .map_err(|_| Failure::new("admin.unreachable", format!("{base}/api/scale answers something else than an advice")))?;
+        match arguments.format {
+            Format::Json => output::print(&document)?,
+            Format::Human => output::print(output::clean_lines(&scale::screen(&advice)).trim_end())?,
+        }
+        return Ok(());
+    }
+    let document = fetch(&format!("{base}/api/status")).await?;
     match arguments.format {
         Format::Json => output::print(&document)?,
         Format::Human => output::print(output::clean_lines(&status::screen(&document)).trim_end())?,

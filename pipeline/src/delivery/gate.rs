@@ -22,6 +22,7 @@ use tokio::time::Instant;
 
 use super::stats::{Breaker, ConnectorStats};
 use crate::config;
+use crate::control::now_ms;
 use crate::retry::Delays;
 
 /// Failures in a row, over all lanes, after which the target counts as away: enough that a target which fails one call
@@ -48,6 +49,15 @@ pub(super) enum Heard {
     Nothing,
     /// It wants a pause.
     Busy(Duration),
+}
+
+/// Why a call has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Rate,
+    Pause,
+    Calls,
+    Breaker,
 }
 
 /// The gate of one connector. Cheap to clone.
@@ -94,6 +104,11 @@ impl Gate {
         let calls_max = connector.delivery.in_flight.map_or(lanes, |most| most.min(lanes)).max(1) as f64;
         let now = Instant::now();
         stats.calls_allowed.store(calls_max as u64, Ordering::Relaxed);
+        stats.calls_max.store(calls_max as u64, Ordering::Relaxed);
+        stats.lanes.store(u64::from(connector.delivery.lanes.get()), Ordering::Relaxed);
+        stats.batch_items.store(connector.delivery.batch_items_max as u64, Ordering::Relaxed);
+        let rate_milli = connector.delivery.rate.map_or(0, |rate| (rate.per_second() * 1000.0).ceil() as u64);
+        stats.rate_milli.store(rate_milli, Ordering::Relaxed);
         Gate(Arc::new(Inner {
             calls_max,
             rate: connector.delivery.rate,
@@ -159,26 +174,39 @@ impl Gate {
             changed.as_mut().enable();
             match self.try_enter(items, Instant::now()) {
                 Ok(probe) => return Pass { gate: self.clone(), began: Instant::now(), items, probe, heard: None, requests: 1 },
-                Err(Some(until)) => tokio::select! {
-                    () = changed => {}
-                    () = tokio::time::sleep_until(until) => {}
-                },
-                Err(None) => changed.await,
+                Err((why, until)) => {
+                    let asked = Instant::now();
+                    match until {
+                        Some(until) => tokio::select! {
+                            () = changed => {}
+                            () = tokio::time::sleep_until(until) => {}
+                        },
+                        None => changed.await,
+                    }
+                    let waits = &self.0.stats.waits;
+                    let counter = match why {
+                        Why::Rate => &waits.rate,
+                        Why::Pause => &waits.pause,
+                        Why::Calls => &waits.calls,
+                        Why::Breaker => &waits.breaker,
+                    };
+                    ConnectorStats::time(counter, asked);
+                }
             }
         }
     }
 
-    /// Takes a place, and says whether it is a probe's; else until when to wait, if that is known.
-    fn try_enter(&self, items: usize, now: Instant) -> Result<bool, Option<Instant>> {
+    /// Takes a place, and says whether it is a probe's; else why not, and until when to wait, if that is known.
+    fn try_enter(&self, items: usize, now: Instant) -> Result<bool, (Why, Option<Instant>)> {
         let mut state = self.state();
         if let Some(until) = state.paused_until.filter(|until| *until > now) {
-            return Err(Some(until));
+            return Err((Why::Pause, Some(until)));
         }
         match state.breaker {
-            Breaker::Open if state.probe_at > now => return Err(Some(state.probe_at)),
-            Breaker::HalfOpen => return Err(None),
+            Breaker::Open if state.probe_at > now => return Err((Why::Breaker, Some(state.probe_at))),
+            Breaker::HalfOpen => return Err((Why::Breaker, None)),
             Breaker::Open => {}
-            Breaker::Closed if state.flying as f64 >= state.window.floor().max(1.0) => return Err(None),
+            Breaker::Closed if state.flying as f64 >= state.window.floor().max(1.0) => return Err((Why::Calls, None)),
             Breaker::Closed => {}
         }
         if let Some(rate) = self.per_second(&state).filter(|rate| *rate > 0.0) {
@@ -188,7 +216,7 @@ impl Gate {
             // A batch may take the bucket below nothing; the next one waits for it.
             let wanted = (items as f64).min(burst(rate));
             if state.tokens + 1e-6 < wanted {
-                return Err(Some(now + Duration::from_secs_f64((wanted - state.tokens) / rate)));
+                return Err((Why::Rate, Some(now + Duration::from_secs_f64((wanted - state.tokens) / rate))));
             }
             state.tokens -= items as f64;
         }
@@ -230,6 +258,8 @@ impl Gate {
                 ConnectorStats::add(&self.0.stats.pauses, 1);
                 let until = now + after.min(PAUSE_MAX);
                 state.paused_until = Some(state.paused_until.map_or(until, |p| p.max(until)));
+                let until_ms = now_ms() + i64::try_from(after.min(PAUSE_MAX).as_millis()).unwrap_or(0);
+                self.0.stats.paused_until_ms.fetch_max(until_ms, Ordering::Relaxed);
                 // The requests before the one that met the limit were taken.
                 self.raise(&mut state, pass.requests - 1);
                 self.lower(&mut state, 0.7, pass.began, now);

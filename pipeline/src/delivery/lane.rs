@@ -16,7 +16,7 @@ use super::gate::{Gate, Heard};
 use super::mark::LaneMark;
 use super::queue::{Applied, Cut, Head, Origin, Queue, Rejected, Work};
 use super::settlement::Point;
-use super::stats::{ConnectorState, ConnectorStats};
+use super::stats::{ConnectorState, ConnectorStats, LaneTimes};
 use crate::config;
 use crate::retry::Delays;
 
@@ -101,6 +101,8 @@ pub(super) struct Lane {
     pub(super) gate: Gate,
     pub(super) marking: Option<Marking>,
     pub(super) stats: Arc<ConnectorStats>,
+    /// Where its time in calls is counted, and which of them is its own.
+    pub(super) busy: (LaneTimes, usize),
     pub(super) retry: config::Retry,
     /// A call that takes longer is given up: nothing is known of its items.
     pub(super) call_max: Duration,
@@ -193,6 +195,7 @@ impl Lane {
         };
         let marked = std::mem::take(&mut self.store_mark);
         let newest = heads.iter().map(|h| h.committed_at_ms).max();
+        let oldest = heads.iter().map(|h| h.committed_at_ms).min();
         let rows = heads.iter().map(|h| h.key).collect::<HashSet<_>>().len();
         ConnectorStats::add(&self.stats.coalesced, heads.len() - rows);
         let applied = self.queue.apply(heads, batch.items, outcomes, Instant::now());
@@ -201,7 +204,11 @@ impl Lane {
         ConnectorStats::add(&stats.bytes, applied.bytes);
         if let (Some(newest), false) = (newest, applied.delivered.is_empty() && applied.absorbed.is_empty()) {
             stats.newest_commit_ms.fetch_max(newest, std::sync::atomic::Ordering::Relaxed);
-            stats.delivered_at_ms.store(crate::control::now_ms(), std::sync::atomic::Ordering::Relaxed);
+            let now = crate::control::now_ms();
+            stats.delivered_at_ms.store(now, std::sync::atomic::Ordering::Relaxed);
+            let age = u64::try_from(now - oldest.unwrap_or(newest)).unwrap_or(0);
+            let settled = (applied.delivered.len() + applied.absorbed.len()) as u64;
+            stats.end_to_end.observe_many(Duration::from_millis(age), settled);
         }
         if let Some(reason) = &applied.reason {
             stats.set_error(&reason.code, &reason.message);
@@ -326,8 +333,18 @@ impl Lane {
             result = tokio::time::timeout(limit, self.sink.deliver(batch)) => result,
             () = stopped => return Attempt::Stopped,
         };
-        let busy = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.stats.busy_us.fetch_add(busy, std::sync::atomic::Ordering::Relaxed);
+        let (took, stats) = (begun.elapsed(), &self.stats);
+        let busy = ConnectorStats::time(&stats.busy_us, begun);
+        self.busy.0[self.busy.1].fetch_add(busy, std::sync::atomic::Ordering::Relaxed);
+        if matches!(result, Ok(Ok(_))) {
+            let items = batch.items.len();
+            stats.call_times.observe(took);
+            ConnectorStats::add(&stats.call_items, items);
+            ConnectorStats::add(&stats.call_items_squared, items * items);
+            stats.call_items_us.fetch_add(busy.saturating_mul(items as u64), std::sync::atomic::Ordering::Relaxed);
+        } else {
+            stats.failed_times.observe(took);
+        }
         match result {
             Ok(Ok(outcomes)) => Attempt::Done(outcomes),
             Ok(Err(error)) => Attempt::Failed(error),

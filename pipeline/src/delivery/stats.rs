@@ -9,6 +9,7 @@ use tillstream_schemas::Position;
 use super::filter::Counts;
 use crate::control::now_ms;
 use crate::journal::Offset;
+use crate::telemetry::times::Times;
 
 /// Every connector of a process.
 #[derive(Debug, Default)]
@@ -124,6 +125,40 @@ pub struct PartitionProgress {
     pub replay_until: Option<Offset>,
     /// What the filter passed and dropped since the start.
     pub filter: Counts,
+    /// Nothing more is read until something is settled.
+    pub full: bool,
+    /// Where the partition's time went since the start.
+    pub work: Work,
+}
+
+/// Where the time of one partition's task went, and what came by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Waiting for the journal, microseconds.
+    pub read_wait_us: u64,
+    /// Filtering, parsing and mapping, microseconds.
+    pub map_us: u64,
+    /// Booking outcomes and storing dead letters, microseconds.
+    pub settle_us: u64,
+    /// Entries read.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Events handed to lanes.
+    pub events: u64,
+}
+
+/// Lane time spent waiting for leave to call, microseconds, by what kept it.
+#[derive(Debug, Default)]
+pub struct Waits {
+    /// The budget of events a second.
+    pub rate: AtomicU64,
+    /// A pause that the target asked for.
+    pub pause: AtomicU64,
+    /// As many calls in the air as there may be.
+    pub calls: AtomicU64,
+    /// The target counts as away.
+    pub breaker: AtomicU64,
 }
 
 /// Numbers of one connector since the process began.
@@ -149,6 +184,37 @@ pub struct ConnectorStats {
     pub breaker_opened: AtomicU64,
     /// Calls that may be in the air at once, at present.
     pub calls_allowed: AtomicU64,
+    /// The same as the file has it: `in_flight`, or all lanes of all partitions.
+    pub calls_max: AtomicU64,
+    /// Lanes of one partition.
+    pub lanes: AtomicU64,
+    /// Most events in one call.
+    pub batch_items: AtomicU64,
+    /// Thousandths of events that all processes together may send in a second; 0 without a limit.
+    pub rate_milli: AtomicU64,
+    /// Until when the target wants to be left alone, milliseconds since the Unix epoch; 0 before the first pause.
+    pub paused_until_ms: AtomicI64,
+    /// Lane time spent waiting for leave to call.
+    pub waits: Waits,
+    /// Calls that were answered.
+    pub call_times: Times,
+    /// Calls that failed as a whole.
+    pub failed_times: Times,
+    /// From an event's commit at the source to its effect; every event of a call counts as its oldest.
+    pub end_to_end: Times,
+    /// Events in answered calls, and what tells how a call's time grows with them: the sum of their squares and of their
+    /// products with the call's microseconds.
+    pub call_items: AtomicU64,
+    /// See [`Self::call_items`].
+    pub call_items_squared: AtomicU64,
+    /// See [`Self::call_items`].
+    pub call_items_us: AtomicU64,
+    /// Time spent waiting for the journal, microseconds, all partitions together.
+    pub read_wait_us: AtomicU64,
+    /// Time spent filtering, parsing and mapping, microseconds, all partitions together.
+    pub map_us: AtomicU64,
+    /// Time spent booking outcomes and storing dead letters, microseconds, all partitions together.
+    pub settle_us: AtomicU64,
     breaker: AtomicU8,
     /// Attempts at single events that are repeated.
     pub retries: AtomicU64,
@@ -170,7 +236,11 @@ pub struct ConnectorStats {
     /// Why partitions wait.
     held: Mutex<BTreeMap<u16, String>>,
     partitions: Mutex<BTreeMap<u16, PartitionProgress>>,
+    lane_busy: Mutex<BTreeMap<u16, LaneTimes>>,
 }
+
+/// Time that each lane of a partition spent in calls, microseconds.
+pub(super) type LaneTimes = Arc<[AtomicU64]>;
 
 impl ConnectorStats {
     fn new(name: String) -> Self {
@@ -186,6 +256,22 @@ impl ConnectorStats {
             coalesced: AtomicU64::new(0),
             breaker_opened: AtomicU64::new(0),
             calls_allowed: AtomicU64::new(0),
+            calls_max: AtomicU64::new(0),
+            lanes: AtomicU64::new(0),
+            batch_items: AtomicU64::new(0),
+            rate_milli: AtomicU64::new(0),
+            paused_until_ms: AtomicI64::new(0),
+            waits: Waits::default(),
+            call_times: Times::default(),
+            failed_times: Times::default(),
+            end_to_end: Times::default(),
+            call_items: AtomicU64::new(0),
+            call_items_squared: AtomicU64::new(0),
+            call_items_us: AtomicU64::new(0),
+            read_wait_us: AtomicU64::new(0),
+            map_us: AtomicU64::new(0),
+            settle_us: AtomicU64::new(0),
+            lane_busy: Mutex::default(),
             breaker: AtomicU8::new(Breaker::Closed as u8),
             retries: AtomicU64::new(0),
             calls_failed: AtomicU64::new(0),
@@ -279,9 +365,31 @@ impl ConnectorStats {
     /// The partition is not ours any more.
     pub(super) fn forget(&self, partition: u16) {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
+        self.lane_busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
+    }
+
+    /// What each lane of a partition that begins will have spent in calls.
+    pub(super) fn lane_times(&self, partition: u16, lanes: usize) -> LaneTimes {
+        let times: LaneTimes = (0..lanes).map(|_| AtomicU64::new(0)).collect();
+        self.lane_busy.lock().unwrap_or_else(PoisonError::into_inner).insert(partition, times.clone());
+        times
+    }
+
+    /// Microseconds that each lane spent in calls since its partition began, by partition.
+    #[must_use]
+    pub fn lane_busy(&self) -> BTreeMap<u16, Vec<u64>> {
+        let busy = self.lane_busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.iter().map(|(partition, lanes)| (*partition, lanes.iter().map(|us| us.load(Ordering::Relaxed)).collect())).collect()
     }
 
     pub(super) fn add(counter: &AtomicU64, n: usize) {
         counter.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    /// Adds what has passed since a moment, in microseconds; answers it.
+    pub(super) fn time(counter: &AtomicU64, since: tokio::time::Instant) -> u64 {
+        let us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
+        counter.fetch_add(us, Ordering::Relaxed);
+        us
     }
 }

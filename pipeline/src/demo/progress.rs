@@ -85,10 +85,19 @@ fn line(elapsed: Duration, capture: Option<&Value>, delivery: Option<&Value>) ->
     let slowest = [capture, delivery]
         .into_iter()
         .flatten()
-        .filter_map(|status| Some((status["slowest_stage"]["utilisation"].as_f64()?, status["slowest_stage"]["stage"].as_str()?)))
+        .flat_map(|status| {
+            let figures = &status["figures"];
+            let capture = std::iter::once(("capture", &figures["capture"]["stages"]));
+            let connectors = figures["connectors"].as_array().into_iter().flatten();
+            capture.chain(connectors.map(|c| (c["name"].as_str().unwrap_or("?"), &c["stages"])))
+        })
+        .flat_map(|(of, stages)| stages.as_array().into_iter().flatten().map(move |stage| (of, stage)))
+        // Waiting for others is no work.
+        .filter(|(_, stage)| !matches!(stage["stage"].as_str(), Some("receive" | "confirm" | "read")))
+        .filter_map(|(of, stage)| Some((stage["utilisation"].as_f64()?, of, stage["stage"].as_str()?)))
         .max_by(|a, b| a.0.total_cmp(&b.0));
-    if let Some((share, stage)) = slowest {
-        parts.push(format!("slowest {stage} {:.0} %", share * 100.0));
+    if let Some((share, of, stage)) = slowest {
+        parts.push(format!("busiest {stage} of {of} {:.0} %", share * 100.0));
     }
     parts.join(" | ")
 }
@@ -109,14 +118,19 @@ mod tests {
 
     #[test]
     fn a_line_says_who_is_away_and_who_is_busiest() {
-        let capture = json!({"source": {"events_per_second": 812.4, "retained_wal_bytes": 1 << 20}, "slowest_stage": {"stage": "decode", "utilisation": 0.2}});
+        let capture = json!({
+            "source": {"events_per_second": 812.4, "retained_wal_bytes": 1 << 20},
+            "figures": {"capture": {"stages": [{"stage": "confirm", "utilisation": 0.9}, {"stage": "encode", "utilisation": 0.2}]}},
+        });
         let delivery = json!({
             "connectors": [{"name": "inventory", "events_per_second": 700.0, "lag_entries": 12, "lag_seconds": 0.25, "why": null}],
-            "slowest_stage": {"stage": "inventory", "utilisation": 0.4},
+            "figures": {"connectors": [{"name": "inventory", "stages": [{"stage": "deliver", "utilisation": 0.4}]}]},
         });
         let text = line(Duration::from_secs(7), Some(&capture), Some(&delivery));
         assert!(
-            text.contains("812 changes/s") && text.contains("inventory   700/s, 12 behind") && text.contains("slowest inventory 40 %"),
+            text.contains("812 changes/s")
+                && text.contains("inventory   700/s, 12 behind")
+                && text.contains("busiest deliver of inventory 40 %"),
             "{text}"
         );
         let text = line(Duration::from_secs(7), None, None);

@@ -1,11 +1,12 @@
-//! The admin endpoint: `/healthz /readyz /metrics /api/status /api/schema/…`, which only look, `/api/backfills` and
+//! The admin endpoint: `/healthz /readyz /metrics /api/status /api/scale /api/schema/…`, which only look, `/api/backfills` and
 //! `/api/connectors`. It has no authentication and belongs
 //! on loopback.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -16,7 +17,7 @@ use super::apply::Applier;
 use super::failure::Failure;
 use super::observer::Observer;
 use super::process::Files;
-use super::{backfills, connectors, metrics, status};
+use super::{backfills, connectors, metrics, scale, status};
 use crate::config;
 
 /// Takes the address. Serving begins with [`serve`].
@@ -40,6 +41,7 @@ pub async fn serve(listener: tokio::net::TcpListener, observer: Arc<Observer>, f
         .route("/api/status", get(async |State(observer): State<Arc<Observer>>| Json(status::document(&observer))))
         .route("/api/schema/connector", schema(config::schema::File::Connector))
         .route("/api/schema/pipeline", schema(config::schema::File::Pipeline))
+        .route("/api/scale", get(scale))
         .merge(backfills::routes())
         .with_state(observer)
         .merge(connectors::routes(applier));
@@ -53,6 +55,18 @@ async fn ready(State(observer): State<Arc<Observer>>) -> Response {
     let reasons = observer.not_ready();
     let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(json!({"ready": reasons.is_empty(), "reasons": reasons}))).into_response()
+}
+
+/// How soon what waits shall be done, in seconds.
+#[derive(Debug, serde::Deserialize)]
+struct Within {
+    within: Option<u32>,
+}
+
+/// How many processes that deliver are wanted, for those that start and end them.
+async fn scale(State(observer): State<Arc<Observer>>, Query(asked): Query<Within>) -> Json<scale::Scale> {
+    let within = asked.within.map_or(scale::DRAIN_WITHIN, |seconds| Duration::from_secs(u64::from(seconds)));
+    Json(scale::scale(observer.figures(), within))
 }
 
 async fn exposition(State(observer): State<Arc<Observer>>) -> Response {

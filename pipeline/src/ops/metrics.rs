@@ -1,19 +1,23 @@
 //! Fills the names of `telemetry::names` with numbers, read when somebody scrapes: no loop ever touches the registry.
 
+mod stages;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::figures::Figures;
 use super::health::Health;
 use super::observer::{self, Observer};
 use crate::capture::source::Decoding;
-use crate::capture::stats::{SlotReport, Stats};
+use crate::capture::stats::{SlotReport, State, Stats};
+use crate::control::now_ms;
 use crate::delivery::Breaker;
 use crate::telemetry::names::{self, Kind, Metric};
 
@@ -39,24 +43,38 @@ impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let observer = &self.0;
         let pipeline = observer.observed.pipeline.as_str();
+        // Once for all: two metrics of one scrape tell of the same moment.
+        let figures = observer.figures();
         for metric in names::ALL {
-            let samples = samples(observer, metric);
+            let label = |labels: Vec<String>| -> Vec<(&str, String)> {
+                debug_assert_eq!(labels.len(), metric.labels.len(), "{}", metric.name);
+                [("pipeline", pipeline.to_owned())].into_iter().chain(metric.labels.iter().copied().zip(labels)).collect()
+            };
+            if metric.kind == Kind::Histogram {
+                let times = stages::times(observer, metric);
+                if times.is_empty() {
+                    continue;
+                }
+                let mut family = encoder.encode_descriptor(metric.name, metric.help, None, MetricType::Histogram)?;
+                for (labels, times) in times {
+                    let rungs: Vec<(f64, u64)> = times.rungs().collect();
+                    let labels = label(labels);
+                    family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(times.sum_seconds(), times.count(), &rungs, None)?;
+                }
+                continue;
+            }
+            let samples = samples(observer, &figures, metric);
             if samples.is_empty() {
                 continue;
             }
-            let kind = match metric.kind {
-                Kind::Counter => MetricType::Counter,
-                Kind::Gauge => MetricType::Gauge,
-            };
+            let kind = if metric.kind == Kind::Counter { MetricType::Counter } else { MetricType::Gauge };
             let mut family = encoder.encode_descriptor(metric.name, metric.help, None, kind)?;
             for (labels, value) in samples {
-                debug_assert_eq!(labels.len(), metric.labels.len(), "{}", metric.name);
-                let labels: Vec<(&str, String)> =
-                    [("pipeline", pipeline.to_owned())].into_iter().chain(metric.labels.iter().copied().zip(labels)).collect();
+                let labels = label(labels);
                 let encoder = family.encode_family(&labels)?;
                 match metric.kind {
                     Kind::Counter => ConstCounter::new(value).encode(encoder)?,
-                    Kind::Gauge => ConstGauge::new(value).encode(encoder)?,
+                    Kind::Gauge | Kind::Histogram => ConstGauge::new(value).encode(encoder)?,
                 }
             }
         }
@@ -65,9 +83,14 @@ impl Collector for Numbers {
 }
 
 /// The samples of one metric: label values and number.
-fn samples(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
+fn samples(observer: &Observer, figures: &Figures, metric: &Metric) -> Vec<(Vec<String>, f64)> {
+    if let Some(samples) = stages::samples(observer, figures, metric) {
+        return samples;
+    }
     match metric.name {
         n if n == names::BUILD_INFO.name => vec![(vec![env!("CARGO_PKG_VERSION").to_owned()], 1.0)],
+        n if n == names::PROCESS_MEMORY.name => resident_bytes().map(|bytes| (Vec::new(), bytes)).into_iter().collect(),
+        n if n == names::PROCESS_CPU.name => cpu_seconds().map(|seconds| (Vec::new(), seconds)).into_iter().collect(),
         n if n == names::UPTIME.name => vec![(Vec::new(), observer.started.elapsed().as_secs_f64())],
         n if n == names::CAPTURE_COVERAGE_GAPS.name => {
             let mut counts = std::collections::BTreeMap::new();
@@ -80,7 +103,11 @@ fn samples(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
         n if n == names::JOURNAL_LAST_OFFSET.name => {
             observer.last_offsets().into_iter().map(|(p, last)| (vec![p.to_string()], last as f64)).collect()
         }
-        n if n.starts_with("tillstream_delivery_") || n == names::DEAD_LETTERS.name || n == names::JOURNAL_LAG_ENTRIES.name => {
+        n if n.starts_with("tillstream_delivery_")
+            || n == names::DEAD_LETTERS.name
+            || n == names::DEAD_LETTER_AGE.name
+            || n == names::JOURNAL_LAG_ENTRIES.name =>
+        {
             delivery(observer, metric)
         }
         _ => capture(observer, metric),
@@ -138,6 +165,12 @@ fn capture(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
     match metric.name {
         n if n == names::CAPTURE_UP.name => one(u64::from(matches!(verdict.health, Health::Healthy | Health::CatchingUp))),
         n if n == names::CAPTURE_STATE.name => vec![(vec![stats.state().0.as_str().to_owned()], 1.0)],
+        n if n == names::CAPTURE_ERROR.name => match (stats.last_error(), stats.state().0) {
+            (Some(error), State::Retrying | State::Failed | State::WaitingForSlot) => vec![(vec![error.code.to_owned()], 1.0)],
+            _ => Vec::new(),
+        },
+        n if n == names::CAPTURE_ACK_AGE.name => vec![(Vec::new(), observer.acknowledgement_age().as_secs_f64())],
+        n if n == names::CAPTURE_TOKEN.name => one(u64::from(stats.token.load(Relaxed))),
         n if n == names::CAPTURE_SESSIONS.name => one(stats.sessions.load(Relaxed)),
         n if n == names::CAPTURE_TRANSACTIONS.name => one(stats.transactions.load(Relaxed)),
         n if n == names::CAPTURE_EVENTS.name => one(stats.events.load(Relaxed)),
@@ -207,6 +240,10 @@ fn delivery(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
             n if n == names::DELIVERY_CALLS_ALLOWED.name => add(&[], connector.calls_allowed.load(Relaxed) as f64),
             n if n == names::DELIVERY_BUSY.name => add(&[], connector.busy_us.load(Relaxed) as f64 / 1e6),
             n if n == names::DELIVERY_BYTES.name => add(&[], connector.bytes.load(Relaxed) as f64),
+            n if n == names::DELIVERY_RATE_LIMITED.name => {
+                add(&["rate"], connector.waits.rate.load(Relaxed) as f64 / 1e6);
+                add(&["pause"], connector.waits.pause.load(Relaxed) as f64 / 1e6);
+            }
             n if n == names::DELIVERY_IN_FLIGHT.name => {
                 add(&[], connector.partitions().values().map(|p| p.in_flight).sum::<u64>() as f64);
             }
@@ -227,8 +264,31 @@ fn delivery(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
                     add(&[], control.state().dead_letters().filter(|l| l.letter.connector == name).count() as f64);
                 }
             }
+            n if n == names::DEAD_LETTER_AGE.name => {
+                let state = observer.observed.control.get().map(crate::control::Follower::state);
+                let oldest = state.and_then(|s| s.dead_letters().filter(|l| l.letter.connector == name).map(|l| l.letter.last_at_ms).min());
+                add(&[], oldest.map_or(0.0, |at| (now_ms() - at).max(0) as f64 / 1000.0));
+            }
             _ => {}
         }
     }
     samples
+}
+
+/// Memory that the process has in use; `None` on systems without `/proc`.
+fn resident_bytes() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib: f64 = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.split_whitespace().next()?.parse().ok()?;
+    Some(kib * 1024.0)
+}
+
+/// Processor time of the process; `None` on systems without `/proc`.
+fn cpu_seconds() -> Option<f64> {
+    /// Of Linux's interface, whatever the kernel was built with (proc(5), sysconf(3)).
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // Behind the name in brackets, which may hold anything.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    Some((user + system) / TICKS_PER_SECOND)
 }

@@ -6,8 +6,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::bottleneck::{self, Bottleneck};
 use super::coverage::Coverage;
+use super::figures::Figures;
+use super::figures::window::{Around, Window};
 use super::health::{self, CaptureFacts, ConnectorFacts, Health, Verdict};
+use crate::config::Retention;
 use crate::control::{Follower, now_ms};
 use crate::journal::{Journal, Log};
 use crate::{backfill, capture, delivery};
@@ -24,8 +28,6 @@ pub struct ConnectorInfo {
     pub name: String,
     /// The kind of its sink.
     pub kind: &'static str,
-    /// Lanes in all partitions together: how many calls may be under way.
-    pub lanes: u64,
 }
 
 /// What is looked at.
@@ -38,6 +40,8 @@ pub struct Observed {
     pub journal_kind: Mutex<String>,
     /// The journal.
     pub journal: Arc<dyn Journal>,
+    /// When entries of the data logs may go.
+    pub retention: Retention,
     /// Capture's numbers; `None` when this process does not capture.
     pub capture: Option<Arc<capture::stats::Stats>>,
     /// What the configuration names and the stream does not hold; `None` when this process does not capture.
@@ -64,10 +68,8 @@ struct Sample {
     at: Option<Instant>,
     events: u64,
     transactions: u64,
-    encode_ns: u64,
-    publish_wait_ns: u64,
-    /// Settled events and busy microseconds of each connector, in their order.
-    connectors: Vec<(u64, u64)>,
+    /// Settled events of each connector, in their order.
+    connectors: Vec<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +83,8 @@ struct Seen {
     journal_error: Option<String>,
     /// The confirmed LSN when it moved last, and when.
     confirmed: (u64, Option<Instant>),
+    /// The acknowledged LSN when it moved last, and when, or when there was nothing to acknowledge.
+    acknowledged: (u64, Option<Instant>),
     /// What a step of the start is waiting for, by entity.
     waiting: BTreeMap<&'static str, String>,
 }
@@ -94,8 +98,6 @@ pub struct Rates {
     pub transactions: f64,
     /// Events settled per second, of each connector in their order.
     pub connectors: Vec<f64>,
-    /// Share of time each stage was at work, 0 to 1, by name.
-    pub utilisation: Vec<(String, f64)>,
 }
 
 /// Looks, remembers, answers.
@@ -106,13 +108,14 @@ pub struct Observer {
     /// When the process began.
     pub started: Instant,
     seen: Mutex<Seen>,
+    window: Mutex<Window>,
 }
 
 impl Observer {
     /// An observer that has seen nothing yet.
     #[must_use]
     pub fn new(observed: Observed) -> Arc<Observer> {
-        Arc::new(Observer { observed, started: Instant::now(), seen: Mutex::new(Seen::default()) })
+        Arc::new(Observer { observed, started: Instant::now(), seen: Mutex::default(), window: Mutex::default() })
     }
 
     /// Looks once a second until it is dropped.
@@ -163,7 +166,39 @@ impl Observer {
                 Err(_) => error = Some("the journal does not answer".to_owned()),
             }
         }
+        if error.is_none() {
+            let ends = self.last_offsets();
+            self.window().ends(ends);
+        }
         self.seen().journal_error = error;
+    }
+
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What every stage does, over the last seconds.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        let ends = self.last_offsets();
+        let control = self.observed.control.get().map(Follower::state);
+        // Before it is set up it is not away.
+        let journal_away = self.seen().journal_error.clone().filter(|_| control.is_some());
+        let around = Around {
+            control: control.as_deref(),
+            ends: &ends,
+            partitions: self.observed.journal.partitions(),
+            retention: self.observed.retention,
+            journal_away,
+            oldest_unconfirmed: self.oldest_unconfirmed(),
+        };
+        self.window().figures(self.observed.capture.as_deref(), self.observed.delivery.as_deref(), &around)
+    }
+
+    /// What limits the pipeline.
+    #[must_use]
+    pub fn bottleneck(&self) -> Bottleneck {
+        bottleneck::bottleneck(&self.figures())
     }
 
     fn look(&self) {
@@ -171,13 +206,11 @@ impl Observer {
         if let Some(stats) = &self.observed.capture {
             sample.events = stats.events.load(Relaxed) + stats.reads.load(Relaxed);
             sample.transactions = stats.transactions.load(Relaxed);
-            sample.encode_ns = stats.encode_ns.load(Relaxed);
-            sample.publish_wait_ns = stats.publish_wait_ns.load(Relaxed);
         }
         if let Some(stats) = &self.observed.delivery {
             let settled =
                 |c: &delivery::stats::ConnectorStats| c.delivered.load(Relaxed) + c.absorbed.load(Relaxed) + c.rejected.load(Relaxed);
-            sample.connectors = stats.connectors().iter().map(|c| (settled(c), c.busy_us.load(Relaxed))).collect();
+            sample.connectors = stats.connectors().iter().map(|c| settled(c)).collect();
         }
         let mut seen = self.seen();
         if seen.samples.len() == SAMPLES {
@@ -190,8 +223,15 @@ impl Observer {
             if idle || confirmed != seen.confirmed.0 || seen.confirmed.1.is_none() {
                 seen.confirmed = (confirmed, Some(Instant::now()));
             }
+            let (acknowledged, server) = (stats.acknowledged_lsn.load(Relaxed), stats.server_lsn.load(Relaxed));
+            // The WAL as the look at the slot found it, too: a stream that stands still tells nothing.
+            let server = stats.slot().map_or(server, |slot| server.max(slot.restart.0 + slot.retained_bytes));
+            if acknowledged >= server || acknowledged != seen.acknowledged.0 || seen.acknowledged.1.is_none() {
+                seen.acknowledged = (acknowledged, Some(Instant::now()));
+            }
         }
         drop(seen);
+        self.window().look(self.observed.capture.as_deref(), self.observed.delivery.as_deref());
         let _ = self.source();
         let _ = self.journal();
         for connector in self.observed.delivery.iter().flat_map(|d| d.connectors()) {
@@ -223,6 +263,12 @@ impl Observer {
             return None;
         }
         Some(self.seen().confirmed.1.map_or(Duration::ZERO, |at| at.elapsed()))
+    }
+
+    /// Time since PostgreSQL was last told that it may forget WAL; nothing while there is none to forget.
+    #[must_use]
+    pub fn acknowledgement_age(&self) -> Duration {
+        self.seen().acknowledged.1.map_or(Duration::ZERO, |at| at.elapsed())
     }
 
     /// Notes that a step of the start waits for something outside; `None` once it is done.
@@ -300,24 +346,9 @@ impl Observer {
             return Rates { connectors: vec![0.0; new.connectors.len()], ..Rates::default() };
         }
         let rate = |old: u64, new: u64| new.saturating_sub(old) as f64 / seconds;
-        let mut utilisation = Vec::new();
-        if self.observed.capture.is_some() {
-            utilisation.push(("capture".to_owned(), rate(old.encode_ns, new.encode_ns) / 1e9));
-            utilisation.push(("journal".to_owned(), rate(old.publish_wait_ns, new.publish_wait_ns) / 1e9));
-        }
-        let mut connectors = Vec::new();
-        for (i, (settled, busy)) in new.connectors.iter().enumerate() {
-            let (old_settled, old_busy) = old.connectors.get(i).copied().unwrap_or((*settled, *busy));
-            connectors.push(rate(old_settled, *settled));
-            if let Some(info) = self.observed.connectors.get(i) {
-                let busy = rate(old_busy, *busy) / 1e6 / info.lanes.max(1) as f64;
-                utilisation.push((format!("connector {}", info.name), busy));
-            }
-        }
-        for (_, share) in &mut utilisation {
-            *share = share.clamp(0.0, 1.0);
-        }
-        Rates { events: rate(old.events, new.events), transactions: rate(old.transactions, new.transactions), connectors, utilisation }
+        let connectors = new.connectors.iter().enumerate();
+        let connectors = connectors.map(|(i, settled)| rate(old.connectors.get(i).copied().unwrap_or(*settled), *settled)).collect();
+        Rates { events: rate(old.events, new.events), transactions: rate(old.transactions, new.transactions), connectors }
     }
 
     /// Why the process is not ready: bytes are not moving somewhere. Empty when it is.

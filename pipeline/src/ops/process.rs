@@ -123,16 +123,16 @@ impl Process {
         let delivery_stats = delivery::Stats::new(names);
         let backfill =
             Backfill::new(backfill_settings(&pipeline), Some(pressure(&capture_stats, delivers.then_some(&delivery_stats), &pipeline)));
-        let info = |c: &crate::config::Connector| ConnectorInfo {
-            name: c.name.clone(),
-            kind: c.kind,
-            lanes: u64::from(c.delivery.lanes.get()) * u64::from(journal.partitions()),
-        };
+        let info = |c: &crate::config::Connector| ConnectorInfo { name: c.name.clone(), kind: c.kind };
         let observed = Observed {
             pipeline: pipeline.name.clone(),
             source: pipeline.source.name.clone(),
             journal_kind: std::sync::Mutex::default(),
             journal: Arc::clone(&journal),
+            retention: match &pipeline.journal {
+                crate::config::Journal::Rabbitmq(journal) => journal.retention,
+                crate::config::Journal::Local(journal) => journal.retention,
+            },
             capture: captures.then(|| Arc::clone(&capture_stats)),
             coverage: captures.then(Arc::default),
             backfill: captures.then(|| Arc::clone(&backfill)),

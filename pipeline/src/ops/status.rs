@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tillstream_schemas::Lsn;
 
+use super::bottleneck;
 use super::observer::{self, Observer};
 use crate::config::units;
 use crate::control::now_ms;
@@ -26,8 +27,7 @@ fn rounded(value: f64) -> f64 {
 #[must_use]
 pub fn document(observer: &Observer) -> Value {
     let rates = observer.rates();
-    // A stage that works less than this is idle, and no stage is the slowest of an idle pipeline.
-    let slowest = rates.utilisation.iter().filter(|(_, share)| *share >= 0.01).max_by(|a, b| a.1.total_cmp(&b.1));
+    let figures = observer.figures();
     json!({
         "tillstream": env!("CARGO_PKG_VERSION"),
         "pipeline": observer.observed.pipeline,
@@ -40,8 +40,8 @@ pub fn document(observer: &Observer) -> Value {
         "initial_load": observer.observed.backfill.as_ref().map(|b| b.stats().progress()),
         "backfills": observer.observed.backfill.as_ref().map(|b| b.list().into_iter().filter(|v| v.id != crate::backfill::INITIAL_LOAD_ID && v.state == crate::control::BackfillState::Running).collect::<Vec<_>>()),
         "connectors": connectors(observer, &rates),
-        "slowest_stage": slowest.map(|(stage, share)| json!({"stage": stage, "utilisation": rounded(*share)})),
-        "utilisation": rates.utilisation.iter().map(|(stage, share)| (stage.clone(), rounded(*share).into())).collect::<serde_json::Map<_, _>>(),
+        "bottleneck": bottleneck::bottleneck(&figures),
+        "figures": figures,
     })
 }
 
@@ -243,9 +243,33 @@ pub fn screen(status: &Value) -> String {
             out.push_str("  the target is away: delivery is paused and probes it; nothing becomes a dead letter meanwhile\n");
         }
     }
-    if let Some(stage) = status["slowest_stage"]["stage"].as_str() {
-        let share = status["slowest_stage"]["utilisation"].as_f64().unwrap_or(0.0) * 100.0;
-        out.push_str(&format!("slowest stage: {stage}, at work {share:.0} % of the time\n"));
+    for stage in status["figures"]["capture"]["stages"].as_array().into_iter().flatten() {
+        out.push_str(&stage_line("capture", stage));
+    }
+    for connector in status["figures"]["connectors"].as_array().into_iter().flatten() {
+        for stage in connector["stages"].as_array().into_iter().flatten() {
+            out.push_str(&stage_line(connector["name"].as_str().unwrap_or("-"), stage));
+        }
+    }
+    if let Some(sentence) = status["bottleneck"]["sentence"].as_str() {
+        out.push_str(&format!("limit: {sentence}\n"));
     }
     out
+}
+
+/// A stage that is at work, in a line; nothing of one that rests.
+fn stage_line(of: &str, stage: &Value) -> String {
+    let utilisation = stage["utilisation"].as_f64().unwrap_or(0.0);
+    if utilisation < 0.01 {
+        return String::new();
+    }
+    let name = stage["stage"].as_str().unwrap_or("-");
+    let queue = match (stage["queue"].as_u64(), stage["queue_unit"].as_str()) {
+        (Some(0) | None, _) => String::new(),
+        (Some(n), Some("bytes")) => format!(", {} before it", units::show_size(n)),
+        (Some(n), unit) => format!(", {n} {} before it", unit.unwrap_or("")),
+    };
+    let p95 =
+        stage["p95_seconds"].as_f64().map_or_else(String::new, |s| format!(", p95 {}", units::show_duration(Duration::from_secs_f64(s))));
+    format!("  stage {name} of {of}: at work {:.0} % of the time{p95}{queue}\n", utilisation * 100.0)
 }

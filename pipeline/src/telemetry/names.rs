@@ -7,6 +7,8 @@ pub enum Kind {
     Counter,
     /// May go either way.
     Gauge,
+    /// Times, on the ladder of [`times`](super::times).
+    Histogram,
 }
 
 /// One metric.
@@ -14,7 +16,7 @@ pub enum Kind {
 pub struct Metric {
     /// Name without `_total`, base units last.
     pub name: &'static str,
-    /// Counter or gauge.
+    /// Counter, gauge or histogram.
     pub kind: Kind,
     /// Labels beside `pipeline`.
     pub labels: &'static [&'static str],
@@ -34,9 +36,21 @@ macro_rules! metrics {
 metrics! {
     BUILD_INFO Gauge "tillstream_build_info" ["version"] "Always 1; the version is a label";
     UPTIME Gauge "tillstream_uptime_seconds" [] "Time since the process began";
+    PROCESS_MEMORY Gauge "tillstream_process_resident_memory_bytes" [] "Memory that the process has in use";
+    PROCESS_CPU Counter "tillstream_process_cpu_seconds" [] "Processor time of the process";
+    HEALTH_STATE Gauge "tillstream_health_state" ["entity", "state"] "1 for the state of the source, the journal and each connector: healthy, catching_up, paused, unknown, degraded, blocked or failed";
+    BOTTLENECK Gauge "tillstream_bottleneck" ["entity", "stage", "limit"] "1 for what limits the pipeline: stage and entity are none while nothing does";
+    STAGE_UTILIZATION Gauge "tillstream_stage_utilization_ratio" ["entity", "stage"] "Part of the last ten seconds that a stage of capture or of a connector was at work, 0 to 1";
+    STAGE_BUSY Counter "tillstream_stage_busy_seconds" ["entity", "stage"] "Time that a stage of capture or of a connector was at work, all of its workers together";
+    STAGE_QUEUE Gauge "tillstream_stage_queue" ["entity", "stage", "unit"] "What waits before a stage, in events, entries or bytes";
     CAPTURE_UP Gauge "tillstream_capture_up" [] "1 while bytes are moving or could, else 0";
     CAPTURE_STATE Gauge "tillstream_capture_state" ["state"] "1 for the state capture is in";
     CAPTURE_SESSIONS Counter "tillstream_capture_sessions" [] "Replication sessions begun";
+    CAPTURE_TOKEN Gauge "tillstream_capture_token" [] "Number of the capture run; each session takes a higher one";
+    CAPTURE_ERROR Gauge "tillstream_capture_error" ["code"] "1 for the code of the error that keeps capture from streaming";
+    CAPTURE_ACK_AGE Gauge "tillstream_capture_ack_age_seconds" [] "Time since PostgreSQL was last told that it may forget WAL; 0 while there is none to forget";
+    CAPTURE_COMMIT_TO_PUBLISH Histogram "tillstream_capture_commit_to_publish_seconds" [] "From a commit at the source until the journal has confirmed it; one transaction at a time is measured";
+    PUBLISH_CONFIRM Histogram "tillstream_publish_confirm_seconds" [] "From handing a batch to the journal until its confirm; one batch at a time is measured";
     CAPTURE_TRANSACTIONS Counter "tillstream_capture_transactions" [] "Transactions received";
     CAPTURE_EVENTS Counter "tillstream_capture_events" [] "Change events written to the journal";
     CAPTURE_READS Counter "tillstream_capture_reads" [] "Rows of backfills written to the journal";
@@ -62,6 +76,9 @@ metrics! {
     JOURNAL_UNCONFIRMED_BYTES Gauge "tillstream_journal_unconfirmed_bytes" [] "Bytes handed over and not confirmed";
     JOURNAL_LAST_OFFSET Gauge "tillstream_journal_last_offset" ["partition"] "Offset of the newest confirmed entry";
     JOURNAL_LAG_ENTRIES Gauge "tillstream_journal_lag_entries" ["connector", "partition"] "Entries between what a connector has settled and the newest";
+    JOURNAL_LAG_BYTES Gauge "tillstream_journal_lag_bytes" ["connector", "partition"] "Bytes of entries between what a connector has settled and the newest, by the size of those that were read";
+    JOURNAL_LAG_SECONDS Gauge "tillstream_journal_lag_seconds" ["connector", "partition"] "Age of the oldest event that was read and is not settled, by its commit";
+    JOURNAL_RETENTION_LEFT Gauge "tillstream_journal_seconds_to_retention_loss" ["connector", "partition"] "Time until retention deletes what a connector has not settled; absent while nothing waits";
     DELIVERY_UP Gauge "tillstream_delivery_up" ["connector"] "1 while the connector delivers or waits for events, else 0";
     DELIVERY_STATE Gauge "tillstream_delivery_state" ["connector", "state"] "1 for the state the connector is in";
     DELIVERY_EVENTS Counter "tillstream_delivery_events" ["connector", "outcome"] "Events by outcome: applied, duplicate, dead_lettered, redriven, filtered (`when` says no), superseded";
@@ -72,6 +89,15 @@ metrics! {
     DELIVERY_BREAKER Gauge "tillstream_delivery_breaker_open" ["connector"] "1 while the target counts as away and is only probed, else 0";
     DELIVERY_BREAKER_OPENED Counter "tillstream_delivery_breaker_opened" ["connector"] "Times that the target was found to be away";
     DELIVERY_CALLS_ALLOWED Gauge "tillstream_delivery_calls_allowed" ["connector"] "Calls that may be in the air at once; fewer than the lanes while the target is slow or asks for pauses";
+    DELIVERY_REQUEST Histogram "tillstream_delivery_request_seconds" ["connector", "outcome"] "Calls of the target: ok, or failed as a whole";
+    DELIVERY_END_TO_END Histogram "tillstream_delivery_end_to_end_seconds" ["connector"] "From an event's commit at the source to its effect; each event of a call counts as its oldest";
+    DELIVERY_UTILIZATION Gauge "tillstream_delivery_utilization_ratio" ["connector"] "Calls in the air, of those that there may be, 0 to 1";
+    DELIVERY_RATE_LIMITED Counter "tillstream_delivery_rate_limited_seconds" ["connector", "by"] "Lane time spent waiting for the budget of events (rate) or in pauses that the target asked for (pause)";
+    DELIVERY_LAG_EVENTS Gauge "tillstream_delivery_lag_events" ["connector"] "Events to be settled in all partitions, those of other processes too";
+    DELIVERY_DRAIN Gauge "tillstream_delivery_drain_seconds" ["connector"] "Time until nothing waits if it goes on like this; a day when it never would";
+    DELIVERY_REPLICAS Gauge "tillstream_delivery_replicas" ["connector"] "Processes that deliver the connector";
+    DELIVERY_RECOMMENDED_REPLICAS Gauge "tillstream_delivery_recommended_replicas" ["connector"] "Processes that would be right for what comes and waits, as `status --scale-advice` says";
+    DELIVERY_USEFUL_REPLICAS Gauge "tillstream_delivery_useful_replicas" ["connector"] "Processes beyond which more change nothing";
     DELIVERY_BUSY Counter "tillstream_delivery_busy_seconds" ["connector"] "Time spent in calls, all lanes together";
     DELIVERY_BYTES Counter "tillstream_delivery_bytes" ["connector"] "Body bytes of applied and duplicate events";
     DELIVERY_IN_FLIGHT Gauge "tillstream_delivery_inflight" ["connector"] "Events under way";
@@ -86,6 +112,7 @@ metrics! {
     BACKFILL_THROTTLED Gauge "tillstream_backfill_throttled_seconds" ["cause"] "Time that readers of backfills waited, by cause";
     BACKFILL_LAST_SUCCESS Gauge "tillstream_backfill_last_success_timestamp_seconds" ["table"] "When a backfill of the table was done last, since the Unix epoch";
     DEAD_LETTERS Gauge "tillstream_dead_letters" ["connector"] "Open dead letters";
+    DEAD_LETTER_AGE Gauge "tillstream_dead_letter_oldest_age_seconds" ["connector"] "Time since the oldest open dead letter was stored; 0 without one";
 }
 
 #[cfg(test)]

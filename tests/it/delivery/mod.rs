@@ -2,10 +2,13 @@
 
 mod apart;
 mod apply;
+mod bottleneck;
+mod capacity;
 mod facts;
 mod http;
 mod jsonl;
 mod ledger;
+mod lunch;
 mod mapping;
 mod pos;
 mod preview;

@@ -223,6 +223,7 @@ impl Partition {
     pub(super) async fn tick(&mut self) -> Result<(), DeliveryError> {
         let (checkpoint, reached) = (self.settlement.checkpoint(), self.settlement.reached());
         self.floor.set(checkpoint);
+        self.waited();
         self.context.stats.set_progress(
             self.context.partition,
             PartitionProgress {
@@ -236,6 +237,8 @@ impl Partition {
                     .or(self.waiting.as_ref().map(|waiting| waiting.prepared.committed_at_ms)),
                 replay_until: self.replay.map(|taken| taken.until.offset).filter(|until| checkpoint.offset < *until),
                 filter: self.filter.counts(),
+                full: !self.has_room(),
+                work: self.worked,
             },
         );
         let now = Instant::now();

@@ -154,6 +154,7 @@ impl Partition {
         let bytes = outputs.iter().map(|output| output.bytes).sum();
         let sequence = self.settlement.admit(offset, bytes, prepared.committed_at_ms);
         self.outputs.expect(sequence, outputs.len());
+        self.worked.events += 1;
         for output in outputs {
             let (lane, work) = self.work(Origin::Journal(sequence), offset, prepared, output);
             if barrier {
@@ -257,6 +258,7 @@ impl Partition {
             self.settlement.settle(sequence);
         }
         self.outputs.expect(sequence, works.len());
+        self.worked.events += 1;
         for (lane, work) in works {
             self.order(lane, Order::Work(Box::new(work)));
         }

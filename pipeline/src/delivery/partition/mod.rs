@@ -39,7 +39,7 @@ use super::queue::{Limits, Queue, Work};
 use super::settlement::{Point, Settlement};
 use super::shape::Shapes;
 use super::start::{Context, Skipped};
-use super::stats::ConnectorState;
+use super::stats::{ConnectorState, ConnectorStats, Work as Worked};
 use super::switch::SETTLE_WITHIN;
 use crate::control::{self, ControlError, DeadLetter, Lease, Record, ReplayTaken};
 use crate::journal::{Bounds, Chunk, JournalError, Offset, PublishId, Reader};
@@ -123,6 +123,9 @@ struct Partition {
     walk: Option<Walk>,
     /// When a chunk came last, or the end was looked at.
     last_read: Instant,
+    /// Since when the journal is waited for; `None` while there is something else to do first.
+    awaiting: Option<Instant>,
+    worked: Worked,
     look_at_end: Option<LookAtEnd>,
     /// A TRUNCATE that waits until everything before it is settled, and then until it is itself.
     barrier: Option<Barrier>,
@@ -235,8 +238,9 @@ impl Partition {
         let (report, reports) = mpsc::channel(sinks.len() * 2);
         let mut tasks = JoinSet::new();
         let mut lanes = Vec::new();
+        let busy = context.stats.lane_times(context.partition, sinks.len());
         let lanes_count = connector.delivery.lanes.get();
-        for sink in sinks {
+        for (n, sink) in sinks.into_iter().enumerate() {
             // Room for everything that may be under way and a mark: sending never waits.
             let (order, orders) = mpsc::channel(2 * (UNDER_WAY_MAX + GROUPS_OUTPUTS_MAX) + REDRIVES_MAX + 2);
             lanes.push(order);
@@ -248,6 +252,7 @@ impl Partition {
                 gate: context.gate.clone(),
                 marking: transactional.then(|| Marking { lease: held.lease, lanes: lanes_count, floor: floor.clone() }),
                 stats: context.stats.clone(),
+                busy: (busy.clone(), n),
                 retry: connector.retry,
                 // The sink keeps its own limit; without one of the connector this catches a sink that does not.
                 call_max: connector.delivery.timeout.unwrap_or(plan.call_timeout * 2 + FINISH_WITHIN),
@@ -270,6 +275,8 @@ impl Partition {
             reader,
             walk: None,
             last_read: now,
+            awaiting: None,
+            worked: Worked::default(),
             look_at_end: None,
             barrier: None,
             lanes,
@@ -324,6 +331,7 @@ impl Partition {
     async fn select(&mut self, tick: &mut tokio::time::Interval) -> Action {
         let room = self.has_room();
         let walking = self.walk.is_some();
+        self.awaiting = if room && !walking { self.awaiting.or_else(|| Some(Instant::now())) } else { None };
         tokio::select! {
             biased;
             () = self.context.stop.cancelled() => Action::Stop,
@@ -335,6 +343,13 @@ impl Partition {
             end = answer(&mut self.look_at_end), if self.look_at_end.is_some() => Action::End(end),
             () = std::future::ready(()), if room && walking => Action::Step,
             chunk = self.reader.next(), if room && !walking => Action::Read(chunk),
+        }
+    }
+
+    /// Counts the time since the journal was asked.
+    fn waited(&mut self) {
+        if let Some(since) = self.awaiting.take() {
+            self.worked.read_wait_us += ConnectorStats::time(&self.context.stats.read_wait_us, since);
         }
     }
 
@@ -367,7 +382,9 @@ impl Partition {
             Action::Stop => return Ok(false),
             Action::Report(Report::Failed(error)) => return Err(DeliveryError::Sink(error)),
             Action::Report(Report::Outcomes(outcomes)) => {
+                let began = Instant::now();
                 self.book(outcomes).await?;
+                self.worked.settle_us += ConnectorStats::time(&self.context.stats.settle_us, began);
             }
             Action::Confirmed(result) => {
                 result?;
@@ -384,13 +401,21 @@ impl Partition {
             Action::Read(chunk) => {
                 let chunk = chunk?;
                 self.last_read = Instant::now();
+                self.waited();
+                self.worked.entries += chunk.next_offset().0.saturating_sub(chunk.first_offset.0);
+                self.worked.bytes += chunk.bytes.len() as u64;
                 self.walk = Some(Walk { offset: chunk.first_offset.0, at: 0, chunk });
             }
             Action::End(Some((checkpoint, end))) if end < checkpoint => {
                 return Err(DeliveryError::Regressed { partition: self.context.partition, checkpoint, end });
             }
             Action::End(_) => self.look_at_end = None,
-            Action::Step => self.step()?,
+            Action::Step => {
+                let began = Instant::now();
+                let stepped = self.step();
+                self.worked.map_us += ConnectorStats::time(&self.context.stats.map_us, began);
+                stepped?;
+            }
             Action::Tick => {
                 self.try_again()?;
                 self.tick().await?;
