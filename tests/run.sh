@@ -6,7 +6,7 @@
 #   tests/run.sh long     before a release: 10,000 seeds of the model, the whole kill matrix, big drains, both demos
 #   tests/run.sh matrix [MAJOR...]  the capture suite on PostgreSQL 14 15 16 17 18, and its table of failures
 #
-# Installs what is missing: PostgreSQL, RabbitMQ and MariaDB (docker/postgres.sh, docker/rabbitmq.sh, docker/mariadb.sh). Servers run privately on free ports
+# Installs what is missing: PostgreSQL, RabbitMQ, MariaDB and Prometheus (docker/postgres.sh and its neighbours). Servers run privately on free ports
 # below target/tests/ and are gone afterwards; logs of a failed run stay in target/tests/scratch/.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
@@ -26,6 +26,7 @@ need_rust
 docker/postgres.sh install
 docker/rabbitmq.sh install
 docker/mariadb.sh install
+docker/prometheus.sh install
 command -v pgbouncer >/dev/null || apt_install pgbouncer
 
 target=${CARGO_TARGET_DIR:-target}
@@ -35,6 +36,7 @@ clean_up() {
     for dir in "$target"/tests/postgres "$target"/tests/postgres-??; do [ ! -e "$dir/port" ] || docker/postgres.sh destroy "$dir" >/dev/null 2>&1 || true; done
     docker/mariadb.sh destroy "$target/tests/mariadb" >/dev/null 2>&1 || true
     # Servers of tests that were cut short.
+    for dir in "$target"/tests/scratch/prometheus-*; do [ ! -e "$dir/port" ] || docker/prometheus.sh destroy "$dir" >/dev/null 2>&1 || true; done
     for dir in "$target"/tests/scratch/*/rabbitmq; do [ ! -e "$dir/env" ] || docker/rabbitmq.sh destroy "$dir" >/dev/null 2>&1 || true; done
     for dir in "$target"/tests/scratch/*/postgres; do [ ! -e "$dir/port" ] || docker/postgres.sh destroy "$dir" >/dev/null 2>&1 || true; done
     for dir in "$target"/tests/scratch/*/mariadb; do [ ! -e "$dir/port" ] || docker/mariadb.sh destroy "$dir" >/dev/null 2>&1 || true; done

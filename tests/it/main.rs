@@ -29,6 +29,7 @@ mod setup;
 mod sinks;
 mod slot;
 mod streaming;
+mod telemetry;
 mod tidy;
 mod types;
 mod wire;

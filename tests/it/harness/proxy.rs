@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +25,7 @@ struct Shared {
     cuts: watch::Sender<u64>,
     stalled: watch::Sender<bool>,
     refusing: watch::Sender<bool>,
+    delay: watch::Sender<Duration>,
     accepted: AtomicU64,
     bytes: AtomicU64,
 }
@@ -37,6 +39,7 @@ impl Proxy {
             cuts: watch::Sender::new(0),
             stalled: watch::Sender::new(false),
             refusing: watch::Sender::new(false),
+            delay: watch::Sender::new(Duration::ZERO),
             accepted: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
         });
@@ -66,6 +69,11 @@ impl Proxy {
     /// Passes nothing on any more, or goes on; connections stay open.
     pub(crate) fn stall(&self, stalled: bool) {
         self.shared.stalled.send_replace(stalled);
+    }
+
+    /// Passes everything on so much later, at most 16 KiB at a time: a disk or a network that is slow.
+    pub(crate) fn delay(&self, delay: Duration) {
+        self.shared.delay.send_replace(delay);
     }
 
     /// Drops new connections as soon as they are made, or no longer.
@@ -108,6 +116,10 @@ impl Shared {
         let mut stalled = self.stalled.subscribe();
         let mut buffer = vec![0; 16 << 10];
         while let Ok(read @ 1..) = from.read(&mut buffer).await {
+            let delay = *self.delay.borrow();
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
             if stalled.wait_for(|stalled| !stalled).await.is_err() || to.write_all(&buffer[..read]).await.is_err() {
                 return;
             }
