@@ -95,14 +95,15 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
             eprint!("{}", output::clean_lines(&prepared.plan.to_string()));
             confirm::typed(arguments.confirm.as_deref(), &pipeline.name, "remove it", "nothing was removed")?;
         }
-        // The journal may be gone already, and the slot has to go all the same.
-        let what = format!(
-            "removed from source {}: slot {}, publication {}",
-            pipeline.source.name, pipeline.source.slot, pipeline.source.publication
-        );
+        setup::removable(&prepared.facts)?;
+        apply(&prepared).await?;
+        // The journal may be gone already, and the slot had to go all the same.
+        let source = &pipeline.source;
+        let what = format!("removed from source {}: slot {}, publication {}", source.name, source.slot, source.publication);
         if let Err(failure) = audit::record(&pipeline, &what, reason, &super::backfill::who()).await {
             eprintln!("the reason was not stored: {failure}");
         }
+        return Ok(());
     }
     if arguments.apply {
         return apply(&prepared).await;

@@ -284,7 +284,8 @@ impl Slots {
             "read by",
             match (slot.active_pid, &slot.reader) {
                 (Some(pid), reader) => {
-                    let heard = slot.heard_seconds.map_or_else(String::new, |s| format!(", last heard {} ago", seconds(s)));
+                    let hidden = || ", when it was last heard is shown to members of pg_read_all_stats".to_owned();
+                    let heard = slot.heard_seconds.map_or_else(hidden, |s| format!(", last heard {} ago", seconds(s)));
                     format!("process {pid}: {}{heard}", reader.as_deref().unwrap_or("hidden from this role"))
                 }
                 (None, _) => match (slot.inactive_seconds, &slot.inactive_since) {

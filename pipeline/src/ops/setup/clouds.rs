@@ -29,6 +29,11 @@ pub(super) fn grants_by_membership(provider: Provider) -> bool {
     matches!(provider, Provider::Rds | Provider::Aurora)
 }
 
+/// Whether only the database's owner may stream, so that a role of one's own would be of no use.
+pub(super) fn streams_as_owner(provider: Provider, major: i32) -> bool {
+    provider == Provider::Supabase && major < 17
+}
+
 /// Whether `max_slot_wal_keep_size` can be set.
 pub(super) fn can_bound_wal(provider: Provider) -> bool {
     !matches!(provider, Provider::Azure | Provider::Neon)
@@ -70,8 +75,8 @@ pub(super) fn roles(provider: Provider, major: i32) -> &'static [&'static str] {
         ],
         Provider::CloudSql => &["run as a user of cloudsqlsuperuser that has REPLICATION itself: ALTER USER postgres WITH REPLICATION;"],
         Provider::Azure => &["run as the server's admin, which needs REPLICATION itself to give it: ALTER ROLE <admin> WITH REPLICATION;"],
-        Provider::Supabase if major < 17 => {
-            &["before PostgreSQL 17 Supabase lets no other role than postgres stream: leave this role out and name postgres in source.url"]
+        Provider::Supabase if streams_as_owner(provider, major) => {
+            &["before PostgreSQL 17 Supabase lets no other role than postgres stream: name postgres in source.url"]
         }
         Provider::Supabase => &["run as postgres"],
         Provider::Neon => &["run as a role that was made in the console (a member of neon_superuser)"],

@@ -22,6 +22,7 @@ pub use apply::{Applied, apply};
 pub use facts::{Facts, Granted, Oldest, RoleFacts, columns_shown, hides_columns};
 pub(crate) use plan::column_list;
 pub use plan::{Plan, Statement, Step};
+pub use remove::removable;
 pub use ticket::ticket;
 
 /// The role that streams: REPLICATION and nothing else.

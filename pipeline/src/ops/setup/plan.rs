@@ -149,6 +149,10 @@ fn connect(facts: &Facts, role: &RoleFacts, statements: &mut Vec<Statement>, und
 
 fn stream_role(facts: &Facts) -> Step {
     let role = &facts.stream;
+    if clouds::streams_as_owner(facts.provider, facts.server.major()) {
+        let notes = clouds::roles(facts.provider, facts.server.major()).iter().map(|n| (*n).to_owned()).collect();
+        return Step { title: "the role that streams: the one that is there".to_owned(), notes, ..Step::default() };
+    }
     let name = identifier(&role.name);
     let member = clouds::grants_by_membership(facts.provider);
     let mut statements =
@@ -485,7 +489,8 @@ mod tests {
         assert!(on(Provider::CloudSql, 160_009).contains("cloudsql.logical_decoding = on"));
         let azure = on(Provider::Azure, 160_009);
         assert!(azure.contains("read-only") && azure.contains("source.wal_budget"), "{azure}");
-        assert!(on(Provider::Supabase, 150_013).contains("no other role than postgres"));
+        let supabase = on(Provider::Supabase, 150_013);
+        assert!(supabase.contains("no other role than postgres") && !supabase.contains("CREATE ROLE tillstream LOGIN"), "{supabase}");
         assert!(!on(Provider::Supabase, 170_005).contains("no other role than postgres"));
         assert!(on(Provider::Neon, 170_005).contains("about 40 hours"));
         assert!(on(Provider::SelfHosted, 160_009).contains("ALTER SYSTEM SET wal_level = 'logical'"));

@@ -21,6 +21,20 @@ pub(super) fn plan(source: &config::Source, pipeline: &str, facts: &Facts) -> Re
     Ok(Plan { header, steps })
 }
 
+/// Whether nobody streams from the slot, so that a removal is not broken off at its first step.
+///
+/// # Errors
+/// `setup.slot_in_use`.
+pub fn removable(facts: &Facts) -> Result<(), CaptureError> {
+    let Some((slot, pid)) = facts.slot.as_ref().and_then(|slot| Some((slot, slot.active_pid?))) else { return Ok(()) };
+    Err(CaptureError::Definite {
+        code: "setup.slot_in_use",
+        what: format!("slot \"{}\" is in use; nothing was removed", slot.slot_name),
+        why: format!("process {pid} streams from it"),
+        fix: "end the pipeline and its standbys, then run it again; `tillstream slot show` names who reads".to_owned(),
+    })
+}
+
 fn slot(source: &config::Source, facts: &Facts) -> Step {
     let mut step = Step { title: format!("the slot \"{}\", first: it is what keeps WAL", source.slot), ..Step::default() };
     match &facts.slot {

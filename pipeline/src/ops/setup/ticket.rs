@@ -43,7 +43,7 @@ pub fn ticket(source: &config::Source, pipeline: &str, facts: &Facts, plan: &Pla
         "Monitoring",
         &[
             "`tillstream slot show` (retained WAL, acknowledgement age, time to the ceiling), daily in the first week".to_owned(),
-            "Alerts WalCeilingSoon, SlotLostOrMissing and AckStalled (docker/prometheus), or without our tools: SELECT slot_name, wal_status, safe_wal_size, pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) FROM pg_replication_slots;".to_owned(),
+            "Alerts TillstreamWalCeilingSoon, TillstreamAckStalled and TillstreamDown (docker/prometheus), or without our tools: SELECT slot_name, wal_status, safe_wal_size, pg_size_pretty(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)) FROM pg_replication_slots;".to_owned(),
             "`tillstream doctor` before, after, and whenever tables change".to_owned(),
         ],
     );
@@ -63,13 +63,13 @@ fn changes(source: &config::Source, facts: &Facts, plan: &Plan) -> Vec<String> {
     }
     let count = |word: &str| plan.statements().filter(|(_, s)| s.0.contains(word)).count();
     match (&facts.publication, count("ADD TABLE")) {
-        (None, _) => lines.push(format!("New publication {} of {} tables", source.publication, facts.tables.len())),
+        (None, _) => lines.push(format!("New publication {} of {}", source.publication, tables(facts.tables.len()))),
         (Some(_), 0) => {}
-        (Some(_), n) => lines.push(format!("{n} tables more in publication {}", source.publication)),
+        (Some(_), n) => lines.push(format!("{} more in publication {}", tables(n), source.publication)),
     }
     let grants = count("GRANT SELECT (");
     if grants > 0 {
-        lines.push(format!("SELECT on columns of {grants} tables for {}", facts.backfill.name));
+        lines.push(format!("SELECT on columns of {} for {}", tables(grants), facts.backfill.name));
     }
     if facts.slot.is_none() {
         lines.push(format!("New logical replication slot {}", source.slot));
@@ -78,6 +78,10 @@ fn changes(source: &config::Source, facts: &Facts, plan: &Plan) -> Vec<String> {
         lines.push("Nothing: everything is in place".to_owned());
     }
     lines
+}
+
+fn tables(n: usize) -> String {
+    if n == 1 { "1 table".to_owned() } else { format!("{n} tables") }
 }
 
 fn restart(facts: &Facts) -> String {
@@ -116,8 +120,8 @@ fn risks(source: &config::Source, facts: &Facts) -> Vec<String> {
     }
     lines.push(format!("Role {} may read every change that WAL holds. Its password belongs in the vault.", facts.stream.name));
     lines.push(format!(
-        "The first load reads {} tables at low priority under statement_timeout 5s; `protect:` holds the peak hours.",
-        source.tables.len()
+        "The first load reads {} at low priority under statement_timeout 5s; `protect:` holds the peak hours.",
+        tables(source.tables.len())
     ));
     lines
 }
