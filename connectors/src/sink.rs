@@ -159,6 +159,11 @@ pub trait Sink: Send {
     /// Reachable and permitted? Changes nothing in the target.
     async fn check(&mut self) -> Result<(), SinkError>;
 
+    /// The target's clock, milliseconds since the Unix epoch; `None` for a target that does not tell it.
+    async fn clock(&mut self) -> Result<Option<i64>, SinkError> {
+        Ok(None)
+    }
+
     /// The mark of the last committed batch of this lane; `None` for sinks that store none.
     async fn resume(&mut self) -> Result<Option<Mark>, SinkError> {
         Ok(None)

@@ -72,7 +72,7 @@ fn every_broken_file_is_told_all_its_faults_with_code_place_and_remedy() {
 fn every_command_has_help_with_examples_and_says_it_on_stdout() {
     let dir = scratch("help");
     let mut pages = String::new();
-    let commands: [&[&str]; 31] = [
+    let commands: [&[&str]; 32] = [
         &[],
         &["connector", "new"],
         &["sandbox"],
@@ -83,6 +83,7 @@ fn every_command_has_help_with_examples_and_says_it_on_stdout() {
         &["publication", "diff"],
         &["incident", "template"],
         &["doctor"],
+        &["doctor", "queries"],
         &["run"],
         &["status"],
         &["tap"],

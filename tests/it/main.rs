@@ -12,6 +12,7 @@ mod conformance;
 mod contract;
 mod coverage;
 mod delivery;
+mod doctor;
 mod e2e;
 mod events;
 mod faults;

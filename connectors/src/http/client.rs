@@ -184,6 +184,15 @@ impl Wire {
         result
     }
 
+    /// The `Date` of an answer, whose whole seconds are taken in the middle; `None` from a target that does not date its answers.
+    pub(crate) async fn clock(&self, url: &Url) -> Result<Option<i64>, SinkError> {
+        let request = self.client.request(Method::OPTIONS, url.clone()).timeout(Duration::from_secs(10));
+        let answer = request.send().await.map_err(|e| unknown(&e))?;
+        let date = answer.headers().get(reqwest::header::DATE).and_then(|date| httpdate::parse_http_date(date.to_str().ok()?).ok());
+        let since = date.and_then(|date| date.duration_since(std::time::SystemTime::UNIX_EPOCH).ok());
+        Ok(since.and_then(|since| i64::try_from(since.as_millis()).ok()).map(|ms| ms + 500))
+    }
+
     /// Whether any lane was asked for a pause that is not over. Delivery waits before a call; this ends one early.
     pub(crate) fn is_paused(&self) -> bool {
         let until = *self.paused_until.lock().unwrap_or_else(PoisonError::into_inner);

@@ -172,6 +172,10 @@ impl<A: Api> Sink for ListSink<A> {
         self.api.wire().check(self.api.url()).await
     }
 
+    async fn clock(&mut self) -> Result<Option<i64>, SinkError> {
+        self.api.wire().clock(self.api.url()).await
+    }
+
     async fn deliver(&mut self, batch: &Batch) -> Result<Vec<Outcome>, SinkError> {
         let (api, limits) = (self.api.clone(), self.api.limits());
         let all = self.prepare(batch, limits)?;

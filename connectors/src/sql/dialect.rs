@@ -112,6 +112,11 @@ pub(super) trait Session: Send {
     /// Whether it is known to be dead.
     fn is_closed(&self) -> bool;
 
+    /// The server's clock, milliseconds since the Unix epoch; `None` where it is ours.
+    async fn clock(&mut self) -> Result<Option<i64>, SinkError> {
+        Ok(None)
+    }
+
     /// Looks everything up. Changes nothing.
     async fn inspect(&mut self, config: &SqlConfig, on_delete: OnDelete) -> Result<Inspection, SinkError>;
 

@@ -276,6 +276,11 @@ impl Sink for SqlSink {
         self.guarded(async |sink| sink.look().await.map(drop)).await
     }
 
+    async fn clock(&mut self) -> Result<Option<i64>, SinkError> {
+        let name = format!("tillstream/{}", self.lane.connector);
+        self.guarded(async |sink| sink.config.database.connect(&name, &sink.config).await?.clock().await).await
+    }
+
     async fn resume(&mut self) -> Result<Option<Mark>, SinkError> {
         let lane = self.lane.clone();
         self.guarded(async |sink| sink.open().await?.session.read_mark(&lane).await).await

@@ -96,7 +96,25 @@ pub enum Pressure {
     Shed,
 }
 
+/// Parts of the ceiling, in percent, from which on the kept WAL is worth a warning, a person, and giving up what we hold back.
+const WARN_PERCENT: u64 = 25;
+const PAGE_PERCENT: u64 = 60;
+const SHED_PERCENT: u64 = 90;
+
 impl Pressure {
+    /// How so many bytes stand to a ceiling; a slot that the server calls in danger is, whatever the numbers say.
+    #[must_use]
+    pub fn of(retained: u64, ceiling: u64, wal_status: &str) -> Pressure {
+        let percent = |n: u64| retained >= ceiling / 100 * n;
+        match wal_status {
+            "unreserved" | "lost" => Pressure::Shed,
+            _ if percent(SHED_PERCENT) => Pressure::Shed,
+            _ if percent(PAGE_PERCENT) => Pressure::Page,
+            _ if percent(WARN_PERCENT) => Pressure::Warn,
+            _ => Pressure::Calm,
+        }
+    }
+
     /// Stable code.
     #[must_use]
     pub fn code(self) -> &'static str {

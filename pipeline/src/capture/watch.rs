@@ -29,11 +29,6 @@ const STALLED_EVERY: Duration = Duration::from_secs(1);
 /// Looks that the rate is taken over: a minute.
 const RATE_LOOKS: usize = 13;
 
-/// Parts of the ceiling, in percent, from which on the kept WAL is worth a warning, a person, and giving up what we hold back.
-const WARN_PERCENT: u64 = 25;
-const PAGE_PERCENT: u64 = 60;
-const SHED_PERCENT: u64 = 90;
-
 /// A task that looks; ends with the value.
 pub(super) struct Watch {
     ending: watch::Receiver<Option<Instant>>,
@@ -127,14 +122,7 @@ fn judge(looked: &Looked, budget: u64, bytes_per_second: f64) -> SlotReport {
     let slot = looked.slot.clone().unwrap_or_default();
     let retained = slot.restart.map_or(0, |restart| looked.wal.0.saturating_sub(restart.0));
     let remaining = ceiling.saturating_sub(retained).min(slot.safe_bytes.unwrap_or(u64::MAX));
-    let percent = |n: u64| retained >= ceiling / 100 * n;
-    let pressure = match slot.wal_status.as_str() {
-        "unreserved" | "lost" => Pressure::Shed,
-        _ if percent(SHED_PERCENT) => Pressure::Shed,
-        _ if percent(PAGE_PERCENT) => Pressure::Page,
-        _ if percent(WARN_PERCENT) => Pressure::Warn,
-        _ => Pressure::Calm,
-    };
+    let pressure = Pressure::of(retained, ceiling, &slot.wal_status);
     SlotReport {
         at_ms: now_ms(),
         restart: slot.restart.unwrap_or_default(),

@@ -142,7 +142,6 @@ enum Command {
     Slot(slot::Command),
     #[command(subcommand)]
     Publication(publication::Command),
-    /// Check the source database and say what to mend
     Doctor(doctor::Arguments),
     #[command(subcommand)]
     Incident(incident::Command),
@@ -216,7 +215,7 @@ impl Command {
             Command::DeadLetters(command) => command.format(),
             Command::Epoch(command) => command.format(),
             Command::Schema(command) => command.format(),
-            Command::Doctor(arguments) => arguments.format,
+            Command::Doctor(arguments) => arguments.format(),
             Command::Replay(arguments) => arguments.format,
             Command::Why(arguments) => arguments.format,
             Command::Plan(arguments) => arguments.format(),

@@ -108,6 +108,17 @@ pub struct Bounds {
     pub last: Offset,
 }
 
+/// Where the copies of a log are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copies {
+    /// The log.
+    pub log: Log,
+    /// The node that is written to; `None` while none is.
+    pub leader: Option<String>,
+    /// The other nodes that hold it.
+    pub replicas: Vec<String>,
+}
+
 /// What a journal reports when it fails. Unknown failures are transient.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum JournalError {
@@ -196,6 +207,11 @@ pub trait Journal: Send + Sync {
 
     /// First and last offset, or `None` while the log is empty.
     async fn bounds(&self, log: Log) -> Result<Option<Bounds>, JournalError>;
+
+    /// Where each log's copies are; empty for a journal that is one file.
+    async fn copies(&self) -> Result<Vec<Copies>, JournalError> {
+        Ok(Vec::new())
+    }
 }
 
 /// Appends batches under rising ids. Nothing is lost between `append` and its confirm: a writer that loses its

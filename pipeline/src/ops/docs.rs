@@ -54,6 +54,7 @@ pages! {
     "codes/klaviyo.md",
     "codes/mapping.md",
     "codes/publication.md",
+    "codes/queries.md",
     "codes/replay.md",
     "codes/sandbox.md",
     "codes/segment.md",

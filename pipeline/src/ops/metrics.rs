@@ -99,6 +99,13 @@ fn samples(observer: &Observer, figures: &Figures, metric: &Metric) -> Vec<(Vec<
             }
             counts.into_iter().map(|(code, n)| (vec![code.to_owned()], f64::from(n))).collect()
         }
+        n if n == names::DOCTOR_FINDINGS.name => {
+            let mut counts = std::collections::BTreeMap::new();
+            for finding in observer.observed.doctor.iter().filter_map(|d| d.findings()).flat_map(|(_, findings)| findings) {
+                *counts.entry((finding.id, finding.severity.as_str())).or_insert(0u32) += 1;
+            }
+            counts.into_iter().map(|((id, severity), n)| (vec![id.to_owned(), severity.to_owned()], f64::from(n))).collect()
+        }
         n if n.starts_with("tillstream_backfill_") => backfills(observer, metric),
         n if n == names::JOURNAL_LAST_OFFSET.name => {
             observer.last_offsets().into_iter().map(|(p, last)| (vec![p.to_string()], last as f64)).collect()

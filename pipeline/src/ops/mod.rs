@@ -22,6 +22,7 @@ pub mod observer;
 pub mod process;
 pub mod provider;
 pub mod publication;
+pub mod queries;
 pub mod references;
 pub mod scale;
 pub mod setup;

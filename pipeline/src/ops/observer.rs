@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::bottleneck::{self, Bottleneck};
 use super::coverage::Coverage;
+use super::doctor::Watched;
 use super::figures::Figures;
 use super::figures::window::{Around, Window};
 use super::health::{self, CaptureFacts, ConnectorFacts, Health, Verdict};
@@ -46,6 +47,8 @@ pub struct Observed {
     pub capture: Option<Arc<capture::stats::Stats>>,
     /// What the configuration names and the stream does not hold; `None` when this process does not capture.
     pub coverage: Option<Arc<Coverage>>,
+    /// What the doctor found last; `None` when this process does not capture.
+    pub doctor: Option<Arc<Watched>>,
     /// The backfills; `None` when this process does not capture.
     pub backfill: Option<Arc<backfill::Backfill>>,
     /// Delivery's numbers; `None` when this process does not deliver.

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::apply::{self, Applier};
 use super::failure::{Class, Failure};
 use super::observer::{ConnectorInfo, Observed, Observer};
-use super::{admin, coverage, failure};
+use super::{admin, coverage, doctor, failure};
 use crate::backfill::{self, Backfill, SessionHooks};
 use crate::capture::catalog::StartFacts;
 use crate::capture::{self, CaptureError, CaptureParts, catalog, policies, wire::PgSource};
@@ -135,6 +135,7 @@ impl Process {
             },
             capture: captures.then(|| Arc::clone(&capture_stats)),
             coverage: captures.then(Arc::default),
+            doctor: captures.then(Arc::default),
             backfill: captures.then(|| Arc::clone(&backfill)),
             delivery: delivers.then(|| Arc::clone(&delivery_stats)),
             connectors: pipeline.connectors.iter().map(info).collect(),
@@ -255,6 +256,10 @@ impl Process {
             let (source, pipeline) = (self.pipeline.source.clone(), self.pipeline.name.clone());
             let start = coverage::Start { oids: facts.oids(), neighbours: None };
             tokio::spawn(coverage::watch(source, pipeline, start, Arc::clone(coverage), parts.stop.clone()));
+        }
+        if let Some(watched) = &self.observer.observed.doctor {
+            let (source, pipeline) = (self.pipeline.source.clone(), self.pipeline.name.clone());
+            tokio::spawn(doctor::watch(source, pipeline, Arc::clone(watched), parts.stop.clone()));
         }
         tokio::spawn(async move {
             let stopped = capture::run(parts, mode).await?;

@@ -93,6 +93,7 @@ fn source(observer: &Observer, rates: &observer::Rates) -> Value {
         "events_per_second": rounded(rates.events),
         "transactions_per_second": rounded(rates.transactions),
         "coverage": observer.observed.coverage.as_ref().map(|c| c.gaps()),
+        "doctor": observer.observed.doctor.as_ref().and_then(|d| d.findings()).map(|(at, findings)| json!({"at": moment(at), "findings": findings})),
         "last_error": stats.last_error().map(|e| json!({"code": e.code, "message": e.message, "at": moment(e.at_ms)})),
     })
 }
@@ -197,6 +198,9 @@ pub fn screen(status: &Value) -> String {
     }
     for gap in source["coverage"].as_array().into_iter().flatten() {
         out.push_str(&format!("  {}: {}\n", gap["code"].as_str().unwrap_or("-"), gap["what"].as_str().unwrap_or("-")));
+    }
+    for finding in source["doctor"]["findings"].as_array().into_iter().flatten() {
+        out.push_str(&format!("  {}: {}\n", finding["id"].as_str().unwrap_or("-"), finding["what"].as_str().unwrap_or("-")));
     }
     let load = &status["initial_load"];
     if load["finished"].as_bool() == Some(false) {

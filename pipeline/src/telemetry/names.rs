@@ -70,6 +70,7 @@ metrics! {
     CAPTURE_SPOOL_BYTES Gauge "tillstream_capture_spool_bytes" [] "Bytes of transactions that came before they commit and wait for it";
     CAPTURE_LAG Gauge "tillstream_capture_lag_bytes" [] "WAL between what was received and the server's position";
     CAPTURE_COVERAGE_GAPS Gauge "tillstream_capture_coverage_gaps" ["code"] "Tables, columns and operations that are not captured, or not as configured, by code";
+    DOCTOR_FINDINGS Gauge "tillstream_doctor_findings" ["code", "severity"] "What the doctor found in the source at its last look and somebody should mend, by code and severity (fail, warn)";
     CAPTURE_BUSY Counter "tillstream_capture_busy_seconds" ["in"] "Time of the capture task by what it did";
     JOURNAL_APPENDED_BYTES Counter "tillstream_journal_appended_bytes" [] "Bytes of batches handed to the journal by capture";
     JOURNAL_BATCHES Counter "tillstream_journal_batches" [] "Batches handed to the journal by capture";

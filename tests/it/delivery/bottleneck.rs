@@ -44,6 +44,7 @@ impl Looking {
             retention: Retention::default(),
             capture: None,
             coverage: None,
+            doctor: None,
             backfill: None,
             delivery: Some(running.stats.clone()),
             connectors: Vec::new(),

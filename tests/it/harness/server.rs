@@ -186,6 +186,20 @@ impl Postgres {
         self.connect("postgres").await.batch_execute("SELECT pg_reload_conf()").await.expect("reloads");
     }
 
+    /// Appends lines to pg_hba.conf, and returns what was there.
+    pub(crate) async fn append_hba(&self, lines: &str) -> String {
+        let before = std::fs::read_to_string(self.data().join("pg_hba.conf")).expect("the server's data are readable");
+        self.write_hba(&(before.clone() + lines)).await;
+        before
+    }
+
+    /// Writes pg_hba.conf anew.
+    pub(crate) async fn write_hba(&self, text: &str) {
+        assert!(!self.shared, "others connect by it");
+        std::fs::write(self.data().join("pg_hba.conf"), text).expect("the server's data are writable");
+        self.connect("postgres").await.batch_execute("SELECT pg_reload_conf()").await.expect("reloads");
+    }
+
     /// Stops, kills, starts: `stop`, `kill9`, `start`, `restart`.
     pub(crate) async fn control(&self, command: &'static str) {
         assert!(!self.shared, "a shared server stays up");

@@ -49,11 +49,17 @@ async fn what_is_spilled_and_streamed_is_in_status_and_metrics() {
         .await;
         assert!(decoding[format!("{key}_bytes")].as_u64().is_some_and(|n| n > 100_000), "{decoding}");
         assert!(decoding["total_txns"].as_u64().is_some_and(|n| n > 0), "{decoding}");
+        // The doctor inside the run says which setting is to be raised, by the id of the command.
+        let found =
+            wait_for("the doctor's look", PATIENCE, async || running.status().await?["source"]["doctor"]["findings"].as_array().cloned())
+                .await;
+        assert!(found.iter().any(|f| f["id"] == "capture.decoding_memory_small" && f["severity"] == "warn"), "{found:?}");
         let how = if streaming == "on" { "streamed" } else { "spilled" };
         let metrics = reqwest::get(format!("{}/metrics", running.admin)).await.expect("answers").text().await.expect("text");
         let line = metrics.lines().find(|l| l.starts_with("tillstream_capture_decoded_bytes_total") && l.contains(how)).expect("a metric");
         assert!(line.rsplit(' ').next().and_then(|n| n.parse::<f64>().ok()).is_some_and(|n| n > 100_000.0), "{line}");
         assert!(metrics.contains("tillstream_capture_spool_bytes{"), "{metrics}");
+        assert!(metrics.contains("code=\"capture.decoding_memory_small\",severity=\"warn\""), "{metrics}");
         let screen = pipeline.command("status", &["status", "--url", &running.admin]).await;
         assert!(screen.contains(if streaming == "on" { "sent before their commit" } else { "spilled to the server's disk" }), "{screen}");
         running.process.terminate(Duration::from_secs(10)).await;

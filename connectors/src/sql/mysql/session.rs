@@ -156,6 +156,11 @@ impl Session for MysqlSession {
         self.execute(&statements::truncate(layout, tombstones), versions).await
     }
 
+    async fn clock(&mut self) -> Result<Option<i64>, SinkError> {
+        let rows = self.answers("SELECT CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)", ()).await.map_err(Failure::whole)?;
+        Ok(rows.into_iter().next().and_then(|row| mysql_async::from_row_opt::<i64>(row).ok()))
+    }
+
     async fn read_mark(&mut self, lane: &LaneId) -> Result<Option<Mark>, SinkError> {
         let rows = self.answers(statements::READ_MARK, (&lane.connector, lane.partition, lane.lane)).await.map_err(Failure::whole)?;
         rows.into_iter().next().map(|row| mysql_async::from_row_opt::<Vec<u8>>(row).map(Mark).map_err(|_| unreadable())).transpose()

@@ -191,6 +191,11 @@ impl Session for PostgresSession {
         self.connected.client.execute(&statement, &[&version]).await.map(drop).map_err(|e| failure(&e))
     }
 
+    async fn clock(&mut self) -> Result<Option<i64>, SinkError> {
+        let row = self.connected.client.query_one("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8", &[]).await;
+        row.and_then(|row| row.try_get(0)).map(Some).map_err(|e| classify(&e))
+    }
+
     async fn read_mark(&mut self, lane: &LaneId) -> Result<Option<Mark>, SinkError> {
         let (partition, number) = (i32::from(lane.partition), i32::from(lane.lane));
         let row = self.connected.client.query_opt(statements::READ_MARK, &[&lane.connector, &partition, &number]).await;

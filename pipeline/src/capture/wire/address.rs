@@ -84,7 +84,39 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
+/// How far what a connection carries can be listened to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locality {
+    /// It stays within this host.
+    Local,
+    /// Encrypted, and the server proves that it is the one that was meant.
+    Verified,
+    /// Encrypted, with whoever answers.
+    Unverified,
+    /// In the clear, or encrypted only if the server offers it.
+    Clear,
+}
+
 impl Address {
+    /// The least protected of the hosts decides.
+    pub(crate) fn locality(&self) -> Locality {
+        let of = |host: &Endpoint| {
+            let local = match &host.route {
+                Route::Unix(_) => true,
+                Route::Tcp { addr, .. } => {
+                    host.name == "localhost" || addr.or_else(|| host.name.parse().ok()).is_some_and(|a: IpAddr| a.is_loopback())
+                }
+            };
+            match host.tls {
+                _ if local => Locality::Local,
+                TlsMode::VerifyFull => Locality::Verified,
+                TlsMode::Require | TlsMode::VerifyCa => Locality::Unverified,
+                TlsMode::Disable | TlsMode::Prefer => Locality::Clear,
+            }
+        };
+        self.hosts.iter().map(of).max_by_key(|l| *l as u8).unwrap_or(Locality::Local)
+    }
+
     /// Checks a URL.
     ///
     /// # Errors

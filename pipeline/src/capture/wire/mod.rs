@@ -30,6 +30,7 @@ mod tls;
 pub use auth::Method;
 pub use replication::PgReplication;
 
+pub use address::Locality;
 pub(crate) use address::{Address, Endpoint};
 pub(crate) use connect::open;
 pub(crate) use errors::{
@@ -41,6 +42,14 @@ pub(crate) use socket::Stream;
 #[must_use]
 pub fn application_name(pipeline: &str, purpose: &str) -> String {
     format!("tillstream/{pipeline}/{purpose}")
+}
+
+/// How far what a connection by this URL carries can be listened to.
+///
+/// # Errors
+/// The URL cannot be read.
+pub(crate) fn locality(url: &SecretString) -> Result<Locality, CaptureError> {
+    Ok(Address::parse(url)?.locality())
 }
 
 /// A PostgreSQL server to capture from: the real [`Source`].

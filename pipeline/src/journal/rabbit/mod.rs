@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Bounds, Chunk, From, Journal, JournalError, Log, Offset, ProducerName, Reader, Writer};
+use super::{Bounds, Chunk, Copies, From, Journal, JournalError, Log, Offset, ProducerName, Reader, Writer};
 use crate::config;
 use address::Address;
 use connection::{Broker, SharedBroker};
@@ -137,5 +137,19 @@ impl Journal for RabbitJournal {
         let (stats, last) = deliver::last(connection, stream).await?;
         let first = stats.first.unwrap_or(Offset(0));
         Ok(last.map(|last| Bounds { first, last: Offset(last.next_offset().0 - 1) }))
+    }
+
+    async fn copies(&self) -> Result<Vec<Copies>, JournalError> {
+        let mut connection = self.broker.connect().await?;
+        let mut found = Vec::new();
+        for log in (0..self.partitions()).map(Log::Data).chain([Log::Control]) {
+            let members = connection.members(self.names.stream(log)?).await?;
+            let node = |node: address::Node| format!("{}:{}", node.host, node.port);
+            let leader = members.leader.map(node);
+            let replicas = members.replicas.into_iter().map(node).filter(|n| Some(n) != leader.as_ref()).collect();
+            found.push(Copies { log, leader, replicas });
+        }
+        connection.close().await;
+        Ok(found)
     }
 }

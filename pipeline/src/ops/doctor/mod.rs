@@ -1,229 +1,153 @@
 //! `tillstream doctor`: what would keep the pipeline from working, or hurt the point of sale; reads only.
 //!
-//! Owns the findings about the source, their order and how they are shown. Other areas add findings of theirs to the
-//! same [`Report`]. Never changes anything, takes no slot, and shows no row value.
+//! ```text
+//! facts (fewer than twenty light queries, any login) ─▶ rules (pure) ─▶ findings ─▶ report ─▶ people, JSON, console
+//!                      └────────── again and again inside `run`: watch ──────────┘
+//! ```
+//!
+//! Owns the findings about the source, the journal and the targets, their order and how they are shown; [`checks`] holds what is the same
+//! each time, [`versions`] what each PostgreSQL brings. Never changes anything, takes no slot, and shows no row value. What a login may not
+//! see is named as not checked, and never fails the command.
 
-use std::fmt;
+use std::time::Duration;
 
-use serde::Serialize;
+use secrecy::SecretString;
 
 use crate::capture::CaptureError;
 use crate::capture::catalog::Catalog;
-use crate::capture::wire::{Method, PgSource};
+use crate::capture::wire::{Locality, Method, PgSource, application_name};
 use crate::config;
 
-mod beyond;
+pub mod checks;
 mod facts;
+mod finding;
+mod journal;
 mod rules;
+mod targets;
+pub mod versions;
+mod watch;
 
-pub use beyond::{journal, targets};
+pub use checks::{Group, Hurts, Needs, Only};
 pub use facts::Facts;
-pub use rules::{LAST_MAJOR, judge};
+pub use finding::{FailOn, Finding, Report, Severity, Unchecked};
+pub use journal::journal;
+pub use rules::judge;
+pub use targets::targets;
+pub use watch::{Watched, watch};
 
-/// How bad it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// The pipeline cannot work, or the point of sale is or will be hurt.
-    Fail,
-    /// It works, and should be mended.
-    Warn,
-    /// Checked and fine.
-    Ok,
-}
+/// The whole look takes less than five seconds: whatever has not answered by then is named as such.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_millis(4500);
 
-/// One thing that was checked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// Stable dotted code; where capture would fail with an error, that error's code.
-    pub id: &'static str,
-    /// How bad it is.
-    pub severity: Severity,
-    /// What was found.
-    pub what: String,
-    /// The SQL that shows it, to be run by hand.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub evidence: &'static str,
-    /// What it means for the point of sale or its targets.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub impact: String,
-    /// What mends it.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub fix: String,
-    /// Whether mending it needs a restart of the server.
-    pub restart: bool,
-}
-
-impl Finding {
-    /// Something that is fine.
-    #[must_use]
-    pub fn ok(id: &'static str, what: impl Into<String>) -> Finding {
-        let nothing = String::new();
-        Finding { id, severity: Severity::Ok, what: what.into(), evidence: "", impact: nothing.clone(), fix: nothing, restart: false }
-    }
-
-    /// An error that stops what was tried.
-    #[must_use]
-    pub fn failed(error: &CaptureError) -> Finding {
-        let (what, impact, fix) = match error {
-            CaptureError::Definite { what, why, fix, .. } => (what.clone(), why.clone(), fix.clone()),
-            other => (other.to_string(), "nothing can be captured meanwhile".to_owned(), "check host, port and network".to_owned()),
-        };
-        Finding {
-            id: error.code(),
-            severity: Severity::Fail,
-            what,
-            evidence: "",
-            impact,
-            fix,
-            restart: error.code() == "capture.wal_level",
+/// Looks at source, journal and targets at once, and keeps what is wanted, worst first.
+pub async fn look(pipeline: &config::Pipeline, login: Option<&SecretString>, only: &Only) -> Report {
+    let source = async {
+        match only.wants_any(&Group::SOURCE) {
+            true => examine_as(&pipeline.source, &pipeline.name, login).await,
+            false => Report { subject: format!("source {}", pipeline.source.name), ..Report::default() },
         }
-    }
-}
-
-/// All findings about one pipeline.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Report {
-    /// What was looked at: source, version, database, role.
-    pub subject: String,
-    /// What was found.
-    pub findings: Vec<Finding>,
-    /// What could not be looked at, and why.
-    pub unchecked: Vec<String>,
-}
-
-impl Report {
-    /// How many findings are this bad.
-    #[must_use]
-    pub fn count(&self, severity: Severity) -> usize {
-        self.findings.iter().filter(|f| f.severity == severity).count()
-    }
-
-    /// The exit code: 1 when something fails.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        u8::from(self.count(Severity::Fail) > 0)
-    }
-
-    /// For machines.
-    #[must_use]
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!({
-            "subject": self.subject,
-            "fail": self.count(Severity::Fail), "warn": self.count(Severity::Warn), "ok": self.count(Severity::Ok),
-            "findings": self.findings, "unchecked": self.unchecked,
-        })
-    }
-
-    /// For people; `verbose` shows what is fine as well.
-    #[must_use]
-    pub fn render(&self, verbose: bool) -> Rendered<'_> {
-        Rendered { report: self, verbose }
-    }
-}
-
-/// A [`Report`] as text.
-pub struct Rendered<'a> {
-    report: &'a Report,
-    verbose: bool,
-}
-
-impl fmt::Display for Rendered<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let report = self.report;
-        writeln!(f, "{}", report.subject)?;
-        let width = report.findings.iter().map(|x| x.id.len()).max().unwrap_or(0);
-        let mut sorted: Vec<&Finding> = report.findings.iter().collect();
-        sorted.sort_by_key(|finding| finding.severity);
-        for finding in sorted {
-            let word = match finding.severity {
-                Severity::Fail => "FAIL",
-                Severity::Warn => "WARN",
-                Severity::Ok if self.verbose => "OK",
-                Severity::Ok => continue,
-            };
-            writeln!(f, " {word:<4}  {:<width$}  {}", finding.id, finding.what)?;
-            let restart = if finding.restart { "  (RESTART of PostgreSQL needed)" } else { "" };
-            for (name, text) in [("impact", finding.impact.as_str()), ("fix", finding.fix.as_str()), ("see", finding.evidence)] {
-                if !text.is_empty() {
-                    writeln!(f, "       {name:<6}  {text}{}", if name == "fix" { restart } else { "" })?;
-                }
-            }
+    };
+    let journal = async {
+        match only.wants_any(&[Group::Journal]) {
+            true => journal(pipeline).await,
+            false => Report::default(),
         }
-        let fine = report.count(Severity::Ok);
-        if fine > 0 && !self.verbose {
-            writeln!(f, " OK    {fine} checks    (show with --verbose)")?;
+    };
+    let targets = async {
+        match only.wants_any(&[Group::Targets]) {
+            true => targets(pipeline).await,
+            false => Report::default(),
         }
-        for reason in &report.unchecked {
-            writeln!(f, "not checked: {reason}")?;
-        }
-        if report.count(Severity::Fail) > 0 {
-            writeln!(f, "next: tillstream setup --dry-run")?;
-        }
-        Ok(())
-    }
+    };
+    let (mut report, journal, targets) = tokio::join!(source, journal, targets);
+    report.add(journal);
+    report.add(targets);
+    report.finish(only);
+    report
 }
 
 /// Looks at the source as the role of its URL.
 pub async fn examine(source: &config::Source, pipeline: &str) -> Report {
+    let mut report = examine_as(source, pipeline, None).await;
+    report.finish(&Only::default());
+    report
+}
+
+/// Looks at the source by any login; what is said of roles is about those that the configuration names.
+pub async fn examine_as(source: &config::Source, pipeline: &str, login: Option<&SecretString>) -> Report {
+    let (mut report, stream) = tokio::join!(catalogue(source, pipeline, login), try_replication(source, pipeline));
+    // What kept us out of the catalogue usually keeps the stream out too: that is said once.
+    if !report.findings.iter().any(|f| f.severity == Severity::Fail && f.id == stream.id) {
+        report.findings.push(stream);
+    }
+    report
+}
+
+async fn catalogue(source: &config::Source, pipeline: &str, login: Option<&SecretString>) -> Report {
     let mut report = Report { subject: format!("source {}", source.name), ..Report::default() };
-    let catalog = match Catalog::connect(source, pipeline, "doctor").await {
-        Ok(catalog) => catalog,
-        Err(error) => {
-            report.findings.push(Finding::failed(&error));
-            report.unchecked.push("everything that needs a connection".to_owned());
-            return report;
-        }
+    let looking = async {
+        let url = login.unwrap_or(&source.url);
+        let catalog = Catalog::connect_url(url, &application_name(pipeline, "doctor"), source.allow_weak_auth).await?;
+        Facts::read(&catalog, source, pipeline).await
     };
-    let server = catalog.server();
-    report.subject =
-        format!("source {}   PostgreSQL {}   database {}   role {}", source.name, server.version, server.database, server.user);
-    match Facts::read(&catalog, source, pipeline).await {
+    match in_time(looking).await {
         Ok(facts) => {
+            let server = &facts.server;
+            report.subject = format!(
+                "source {}   PostgreSQL {} ({})   database {}   role {}",
+                source.name,
+                server.version,
+                facts.provider.name(),
+                server.database,
+                server.user
+            );
             report.findings = judge(source, &facts);
             report.unchecked = rules::unchecked(&facts);
         }
-        Err(error) => report.findings.push(Finding::failed(&error)),
+        Err(error) => {
+            report.findings.push(Finding::failed(&error));
+            let why = if login.is_some() { "no connection" } else { "no connection; --login-url names any other login to look with" };
+            report.unchecked.push(Unchecked::new("everything that the catalogue tells", why));
+        }
     }
-    report.findings.push(try_replication(source, pipeline).await);
     report
+}
+
+async fn in_time<T>(work: impl Future<Output = Result<T, CaptureError>>) -> Result<T, CaptureError> {
+    let late = || CaptureError::Unavailable(format!("the server did not answer within {:.1} s", ANSWER_WITHIN.as_secs_f64()));
+    tokio::time::timeout(ANSWER_WITHIN, work).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Logs in as the stream would, which needs its own line in pg_hba.conf and passes no pooler. Takes no slot.
 async fn try_replication(source: &config::Source, pipeline: &str) -> Finding {
-    match PgSource::new(source, pipeline).log_in().await {
+    let id = "capture.source_unavailable";
+    match in_time(PgSource::new(source, pipeline).log_in()).await {
         Ok(mut connection) => {
             use crate::capture::source::Replication;
-            let how = match connection.method() {
-                Method::None => "without a password",
-                Method::Scram => "by SCRAM-SHA-256",
-                Method::ScramPlus => "by SCRAM-SHA-256-PLUS, bound to the server's certificate",
-                Method::Weak => "by a weak method, which source.allow_weak_auth permits",
-            };
+            let method = connection.method();
             connection.stop().await;
-            Finding::ok("capture.source_unavailable", format!("a replication connection is accepted, {how}"))
+            let local = crate::capture::wire::locality(&source.url).is_ok_and(|l| l == Locality::Local);
+            match method {
+                Method::None if local => Finding::ok(id, "a replication connection is accepted, without a password"),
+                Method::None => Finding::bad(
+                    Severity::Warn,
+                    "capture.auth_none",
+                    "a replication connection from another host is accepted without a password",
+                    "whoever reaches the port can read every change of the point of sale",
+                    "write scram-sha-256 in place of trust in pg_hba.conf, then SELECT pg_reload_conf();",
+                ),
+                Method::Scram => Finding::ok(id, "a replication connection is accepted, by SCRAM-SHA-256"),
+                Method::ScramPlus => {
+                    Finding::ok(id, "a replication connection is accepted, by SCRAM-SHA-256-PLUS, bound to the server's certificate")
+                }
+                Method::Weak => Finding::bad(
+                    Severity::Warn,
+                    "capture.auth_weak",
+                    "a replication connection is accepted by a weak method, which source.allow_weak_auth permits",
+                    "whoever listens can log in as the pipeline",
+                    "write scram-sha-256 in pg_hba.conf, set the password anew, and take source.allow_weak_auth out",
+                ),
+            }
         }
         Err(error) => Finding::failed(&error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn failures_come_first_and_decide_the_exit_code() {
-        let warn = Finding { severity: Severity::Warn, fix: "do".to_owned(), ..Finding::ok("a.warn", "odd") };
-        let fail = Finding { severity: Severity::Fail, restart: true, fix: "mend".to_owned(), ..Finding::ok("a.fail", "broken") };
-        let mut report =
-            Report { subject: "source pos".to_owned(), findings: vec![Finding::ok("a.ok", "fine"), warn], ..Report::default() };
-        assert_eq!(report.exit_code(), 0);
-        report.findings.push(fail);
-        assert_eq!(report.exit_code(), 1);
-        let text = report.render(false).to_string();
-        assert!(text.find("FAIL").expect("shown") < text.find("WARN").expect("shown"));
-        assert!(text.contains("RESTART") && text.contains("1 checks") && !text.contains("a.ok"));
-        assert!(report.render(true).to_string().contains("a.ok"));
-        assert_eq!(report.to_json()["findings"][2]["severity"], "fail");
     }
 }
