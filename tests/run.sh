@@ -30,9 +30,19 @@ docker/prometheus.sh install
 command -v pgbouncer >/dev/null || apt_install pgbouncer
 # The planner's word on an index that is not made; where it is not to be had, the test does without.
 (apt_install "postgresql-$(basename "$(dirname "$(docker/postgres.sh bin)")")-hypopg" >/dev/null 2>&1) || true
+if [ "$level" = long ]; then
+    # A browser for the console, and what finds in its pages what some people cannot use.
+    command -v chromedriver >/dev/null || apt_install chromium chromium-driver fonts-dejavu-core
+    command -v npm >/dev/null || apt_install npm
+    command -v python3 >/dev/null && python3 -m venv --help >/dev/null || apt_install python3-venv
+fi
 
 target=${CARGO_TARGET_DIR:-target}
 rm -rf --one-file-system "$target/tests/scratch"
+if [ "$level" = long ] && [ ! -e "$target/tests/axe/package/axe.min.js" ]; then
+    mkdir -p "$target/tests/axe"
+    (cd "$target/tests/axe" && npm pack --silent axe-core@4 >/dev/null && tar xzf axe-core-4*.tgz package/axe.min.js)
+fi
 clean_up() {
     docker/rabbitmq.sh destroy "$target/tests/rabbitmq" >/dev/null 2>&1 || true
     for dir in "$target"/tests/postgres "$target"/tests/postgres-??; do [ ! -e "$dir/port" ] || docker/postgres.sh destroy "$dir" >/dev/null 2>&1 || true; done
@@ -107,7 +117,14 @@ if [ "$level" != quick ]; then
     [ "$installed" = 18 ] || step matrix_on 18
     step matrix_table
 fi
+# What the API takes, guessed from its own document: no answer may be a fault of ours.
+fuzz_api() {
+    local tools=$target/tests/tools
+    [ -x "$tools/bin/schemathesis" ] || { python3 -m venv "$tools" && "$tools/bin/pip" install --quiet schemathesis; }
+    TILLSTREAM_SCHEMATHESIS=$(readlink -f "$tools/bin/schemathesis") its --exact console::fuzz::no_request_is_answered_by_a_fault_of_ours --ignored --nocapture
+}
 if [ "$level" = long ]; then
+    step fuzz_api
     step docker/demo.sh --seconds 180
     step docker/demo.sh --seconds 120 --journal local
 fi

@@ -9,6 +9,7 @@ mod cases;
 mod cli;
 mod cli_files;
 mod conformance;
+mod console;
 mod contract;
 mod coverage;
 mod delivery;

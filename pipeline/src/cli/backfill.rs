@@ -178,11 +178,7 @@ impl Command {
 
 impl Common {
     fn link(&self, settings: &Settings, registry: &Registry) -> Result<Link, End> {
-        let base = match (&self.url, settings.admin.listen) {
-            (Some(url), _) => url.clone(),
-            (None, Some(listen)) => format!("http://{listen}"),
-            (None, None) => format!("http://{}", self.config.load(registry)?.admin.listen),
-        };
+        let base = super::status::address(self.url.as_deref(), &self.config, settings, registry)?;
         Ok(Link::http(&base)?)
     }
 }

@@ -38,9 +38,7 @@ impl Link {
     /// As [`http`](Self::http), for answers that may take so long.
     pub(super) fn patient(base: &str, within: Duration) -> Result<Link, Failure> {
         let base = base.trim_end_matches('/').to_owned();
-        // A proxy has no business between a command and its own machine.
-        let client = reqwest::Client::builder().no_proxy().timeout(within).build();
-        let client = client.map_err(|e| Failure::new("admin.unreachable", format!("{base}: {e}")))?;
+        let client = super::admin::client(within).map_err(|e| Failure::new("admin.unreachable", format!("{base}: {e}")))?;
         Ok(Link::Http { base, client })
     }
 

@@ -78,11 +78,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Re
             .into());
         }
     };
-    let base = match (arguments.url, settings.admin.listen) {
-        (Some(url), _) => url,
-        (None, Some(listen)) => format!("http://{listen}"),
-        (None, None) => format!("http://{}", arguments.config.load(registry)?.admin.listen),
-    };
+    let base = super::status::address(arguments.url.as_deref(), &arguments.config, settings, registry)?;
     let mut document = super::status::fetch(&format!("{}/api/scale", base.trim_end_matches('/'))).await?;
     let figures: Figures = serde_json::from_value(document["figures"].take())
         .map_err(|_| Failure::new("admin.unreachable", format!("{base}/api/scale answers something else than figures")))?;

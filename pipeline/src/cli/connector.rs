@@ -11,8 +11,7 @@ use tillstream_connectors::scaffold::{PLACEHOLDER, Secret};
 
 use super::output::{self, End, Format};
 use super::{ConfigFile, dead_letters};
-use crate::control::{Audit, Record, Writer, now_ms};
-use crate::delivery;
+use crate::ops::desk::Desk;
 use crate::ops::failure::Failure;
 
 /// Connector files
@@ -79,19 +78,8 @@ async fn resume(Resume { name, config, reason, format }: Resume, registry: &Regi
     let Some(connector) = pipeline.connectors.iter().find(|connector| connector.name == name) else {
         return Err(Failure::new("usage.arguments", format!("the pipeline has no connector `{}`", output::clean(&name))).into());
     };
-    let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
-    let by = format!("{user} pid {}: connector resume", std::process::id());
-    let accepted = delivery::acceptances(connector, &state, true, &by);
-    let tables: Vec<(String, String)> = accepted.iter().map(|a| (a.table.clone(), a.layout.clone())).collect();
-    let stored = async {
-        let mut writer = Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &by).await?;
-        for accepted in accepted {
-            writer.store_proven(&Record::LayoutAccepted(accepted)).await?;
-        }
-        let what = format!("connector {name}: goes on with its tables as they are");
-        writer.store_proven(&Record::Audit(Audit { who: by.clone(), what, why: reason, at_ms: now_ms() })).await
-    };
-    dead_letters::in_time(stored).await??;
+    let desk = Desk::new(journal, &pipeline.name, &pipeline.source.name);
+    let tables = desk.resume(&state, connector, &dead_letters::decision("connector resume", reason)).await?;
     match format {
         Format::Json => {
             let tables: Vec<_> = tables.iter().map(|(table, layout)| serde_json::json!({"table": table, "layout": layout})).collect();

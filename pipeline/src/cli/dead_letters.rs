@@ -1,21 +1,18 @@
 //! `dead-letters`: what targets refused, why, whether it would pass now, other values for it, the request to try again, and the decision not to.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use tillstream_connectors::registry::Registry;
 
 use super::ConfigFile;
 use super::output::{self, End, Format};
-use crate::control::{self, State, Writer};
+use crate::control::{self, State};
 use crate::delivery::dead_letter::{self, Wanted};
-use crate::delivery::edit::{self, Change};
+use crate::delivery::edit::Change;
 use crate::journal::{self, Journal};
+use crate::ops::desk::{Decision, Desk, in_time};
 use crate::ops::failure::Failure;
-
-/// A command answers or says why not; a broker that does not answer for this long is away.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Shows and redrives what targets refused for good
 #[derive(Debug, Subcommand)]
@@ -179,6 +176,9 @@ pub(super) struct Paced {
     /// Ask for so many a second, as 50/s, and not for all at once
     #[arg(long, value_parser = parse_rate, value_name = "RATE")]
     rate: Option<usize>,
+    /// Why; kept with the decision
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    reason: String,
 }
 
 /// Arguments of `discard`.
@@ -214,7 +214,7 @@ pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End
             let state = read(&show.config, registry).await?.2;
             print_letters(&state, &show)
         }
-        Command::Redrive(Paced { request: meant, rate }) => request(meant, rate, None, registry).await,
+        Command::Redrive(Paced { request: meant, rate, reason }) => request(meant, rate, reason, false, registry).await,
         Command::Edit(edit) => change(edit, registry).await,
         Command::Export(export) => {
             let state = read(&export.config, registry).await?.2;
@@ -226,7 +226,7 @@ pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End
         Command::Discard(Discard { reason, .. }) if reason.trim().is_empty() => {
             Err(Failure::new("usage.arguments", "say why in --reason".to_owned()).into())
         }
-        Command::Discard(Discard { request: meant, reason }) => request(meant, None, Some(&reason), registry).await,
+        Command::Discard(Discard { request: meant, reason }) => request(meant, None, reason, true, registry).await,
         Command::Diagnose(list) => {
             let (pipeline, journal, state) = read(&list.config, registry).await?;
             let (wanted, source) = (list.choice.wanted(), &pipeline.source.name);
@@ -243,11 +243,6 @@ pub(super) async fn read(config: &ConfigFile, registry: &Registry) -> Result<(cr
     let journal = journal::open(&pipeline.journal, "tillstream operator")?;
     let state = in_time(control::replay(journal.as_ref())).await??;
     Ok((pipeline, journal, state))
-}
-
-pub(super) async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
-    let late = || Failure::new("journal.unavailable", format!("the journal did not answer within {} s", ANSWER_WITHIN.as_secs()));
-    tokio::time::timeout(ANSWER_WITHIN, work).await.map_err(|_| late())
 }
 
 fn print_list(state: &State, wanted: &Wanted, format: Format) -> Result<(), End> {
@@ -308,8 +303,8 @@ fn print_diagnoses(diagnoses: &[dead_letter::Diagnosis], format: Format) -> Resu
     Ok(())
 }
 
-/// Asks for a redrive, or discards where there is a reason to.
-async fn request(redrive: Redrive, rate: Option<usize>, discard: Option<&str>, registry: &Registry) -> Result<(), End> {
+/// Asks for a redrive, or discards.
+async fn request(redrive: Redrive, rate: Option<usize>, reason: String, discard: bool, registry: &Registry) -> Result<(), End> {
     let wanted = redrive.choice.wanted();
     if wanted == Wanted::default() && !redrive.all {
         return Err(Failure::new("usage.arguments", "name a connector, a code or events, or say --all").into());
@@ -318,35 +313,26 @@ async fn request(redrive: Redrive, rate: Option<usize>, discard: Option<&str>, r
     let letters = dead_letter::select(&state, &wanted);
     let event_ids: Vec<String> = letters.iter().take(redrive.limit.unwrap_or(usize::MAX)).map(|l| l.letter.event_id.clone()).collect();
     let meant = event_ids.len();
-    if discard.is_none() {
+    if !discard {
         warn_of_forgotten(&pipeline, &letters[..meant]);
     }
     // Named one by one: what is refused after this look is not meant.
     let wanted = Wanted { event_ids, ..wanted };
     if meant > 0 && !redrive.dry_run {
-        let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
-        let command = if discard.is_some() { "discard" } else { "redrive" };
-        let who = format!("{user} pid {}: dead-letters {command}", std::process::id());
-        let mut writer = in_time(Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &who)).await??;
+        let desk = Desk::new(journal, &pipeline.name, &pipeline.source.name);
+        let decision = decision(if discard { "dead-letters discard" } else { "dead-letters redrive" }, reason);
         match discard {
-            Some(reason) => drop(in_time(dead_letter::discard(&mut writer, &state, &wanted, reason, &who)).await??),
-            None => {
-                let mut pace = tokio::time::interval(Duration::from_secs(1));
-                for event_ids in wanted.event_ids.chunks(rate.unwrap_or(meant)) {
-                    pace.tick().await;
-                    let some = Wanted { event_ids: event_ids.to_vec(), ..wanted.clone() };
-                    in_time(dead_letter::redrive(&mut writer, &state, &some, &who)).await??;
-                }
-            }
-        }
+            true => desk.discard(&state, &wanted, &decision).await?,
+            false => desk.redrive(&state, &wanted, rate, &decision).await?,
+        };
     }
     let done = if redrive.dry_run { 0 } else { meant };
     match (redrive.format, discard) {
-        (Format::Json, Some(_)) => output::print(serde_json::json!({"discarded": done, "meant": meant}))?,
-        (Format::Json, None) => output::print(serde_json::json!({"requested": done, "meant": meant}))?,
+        (Format::Json, true) => output::print(serde_json::json!({"discarded": done, "meant": meant}))?,
+        (Format::Json, false) => output::print(serde_json::json!({"requested": done, "meant": meant}))?,
         (Format::Human, _) if redrive.dry_run => output::print(format_args!("{meant} dead letters are meant; nothing was done"))?,
-        (Format::Human, Some(_)) => output::print(format_args!("discarded {meant} dead letters"))?,
-        (Format::Human, None) => output::print(format_args!("asked for {meant} dead letters to be delivered again"))?,
+        (Format::Human, true) => output::print(format_args!("discarded {meant} dead letters"))?,
+        (Format::Human, false) => output::print(format_args!("asked for {meant} dead letters to be delivered again"))?,
     }
     Ok(())
 }
@@ -373,20 +359,9 @@ async fn change(edit: Edit, registry: &Registry) -> Result<(), End> {
         return Err(Failure::new("usage.arguments", "say why in --reason").into());
     }
     let (pipeline, journal, state) = read(&edit.config, registry).await?;
-    let Some(letter) = state.dead_letter(&edit.connector, &edit.id) else {
-        let what = format!("connector {} has no open dead letter of event {}", output::clean(&edit.connector), output::clean(&edit.id));
-        return Err(Failure::new("usage.arguments", what).into());
-    };
-    let edited = edit::edited(&letter.letter, &edit.set).map_err(|error| Failure::new("usage.arguments", error.to_string()))?;
-    if !edit.dry_run {
-        let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
-        let who = format!("{user} pid {}: dead-letters edit", std::process::id());
-        let stored = async {
-            let mut writer = Writer::take_operator(journal, &pipeline.name, &pipeline.source.name, &state, &who).await?;
-            edit::store(&mut writer, edited, &edit.set, &edit.reason, &who).await
-        };
-        in_time(stored).await??;
-    }
+    let desk = Desk::new(journal, &pipeline.name, &pipeline.source.name);
+    let decision = decision("dead-letters edit", edit.reason);
+    desk.edit(&state, (&edit.connector, &edit.id), &edit.set, edit.dry_run, &decision).await?;
     let columns: Vec<&str> = edit.set.iter().map(|change| change.path.as_str()).collect();
     match edit.format {
         Format::Json => output::print(serde_json::json!({"edited": !edit.dry_run, "columns": columns}))?,
@@ -398,6 +373,12 @@ async fn change(edit: Edit, registry: &Registry) -> Result<(), End> {
         ))?,
     }
     Ok(())
+}
+
+/// Who gives a command, and why.
+pub(super) fn decision(command: &str, reason: String) -> Decision {
+    let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
+    Decision { by: format!("{user} pid {}: {command}", std::process::id()), reason }
 }
 
 fn moment(ms: i64) -> String {

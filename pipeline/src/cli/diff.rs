@@ -60,7 +60,7 @@ fn settle(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Registry) -> Result<(), End> {
     let pipeline = arguments.config.load(registry)?;
-    let base = arguments.url.clone().unwrap_or_else(|| format!("http://{}", settings.admin.listen.unwrap_or(pipeline.admin.listen)));
+    let base = super::admin::base(arguments.url.as_deref(), settings.admin.listen, &pipeline.admin);
     let link = Link::http(&base)?;
     let report = compare(&pipeline, &link, &arguments.connector, &arguments.table, arguments.settle, Scope::default()).await?;
     print(&arguments, &report)?;

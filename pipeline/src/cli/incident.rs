@@ -79,7 +79,7 @@ pub(super) async fn run(command: Command, settings: &Settings, registry: &Regist
     let base = match (&arguments.url, settings.admin.listen, &pipeline) {
         (Some(url), _, _) => url.clone(),
         (None, Some(listen), _) => format!("http://{listen}"),
-        (None, None, pipeline) => pipeline.as_ref().map_or_else(String::new, |p| format!("http://{}", p.admin.listen)),
+        (None, None, pipeline) => pipeline.as_ref().map_or_else(String::new, |p| super::admin::base(None, None, &p.admin)),
     };
     let zone = match &arguments.timezone {
         Some(name) => {

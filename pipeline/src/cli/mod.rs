@@ -1,5 +1,6 @@
 //! The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
+mod admin;
 mod admin_url;
 mod backfill;
 mod backfill_link;
@@ -26,6 +27,7 @@ mod slot;
 mod status;
 mod tap;
 mod test;
+mod top;
 mod validate;
 mod why;
 
@@ -110,6 +112,8 @@ enum Command {
     /// Show how a running pipeline is
     Status(status::Arguments),
     Capacity(capacity::Arguments),
+    /// Show a running pipeline's stages and connectors, again and again
+    Top(top::Arguments),
     /// Show the events of the journal as they are stored
     Tap(tap::Arguments),
     /// Show what a connector would make of stored events, and deliver none
@@ -188,6 +192,7 @@ fn prepare(global: &Global) -> Result<(settings::Settings, tokio::runtime::Runti
         config::overlay::set_environment(&name);
     }
     let settings = settings::load(&flags).map_err(|e| failed(e.to_string()))?;
+    admin::set_token(settings.admin.token.clone());
     crate::telemetry::log::start(&settings.log).map_err(|e| failed(e.to_string()))?;
     // Several libraries bring a provider; the first one installed serves them all.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -206,6 +211,7 @@ impl Command {
             Command::Run(arguments) => arguments.format,
             Command::Status(arguments) => arguments.format,
             Command::Capacity(arguments) => arguments.format,
+            Command::Top(arguments) => arguments.format,
             Command::Validate(arguments) => arguments.format.of_failures(),
             Command::Tap(arguments) => arguments.failure_format(),
             Command::Preview(arguments) => arguments.format,
@@ -235,6 +241,7 @@ async fn dispatch(command: Command, settings: settings::Settings, registry: Regi
         Command::Run(arguments) => run::run(arguments, &settings, registry).await,
         Command::Status(arguments) => status::run(arguments, &settings, &registry).await,
         Command::Capacity(arguments) => capacity::run(arguments, &settings, &registry).await,
+        Command::Top(arguments) => top::run(arguments, &settings, &registry).await,
         Command::Tap(arguments) => tap::run(arguments, &registry).await,
         Command::Preview(arguments) => preview::run(arguments, &registry).await,
         Command::Test(arguments) => test::run(&arguments, &registry).await,

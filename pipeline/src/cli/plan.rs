@@ -145,11 +145,7 @@ pub(super) async fn apply(arguments: Apply, settings: &Settings, registry: &Regi
 /// What differs, and the address of the process that was asked.
 async fn compare(common: &Common, settings: &Settings, registry: &Registry) -> Result<(Vec<Difference>, String), End> {
     let file = config::load_file(&common.config.config, registry)?;
-    let base = match (&common.url, settings.admin.listen) {
-        (Some(url), _) => url.clone(),
-        (None, Some(listen)) => format!("http://{listen}"),
-        (None, None) => format!("http://{}", file.pipeline.admin.listen),
-    };
+    let base = super::admin::base(common.url.as_deref(), settings.admin.listen, &file.pipeline.admin);
     let answer = Link::http(&base)?.document("/api/connectors").await?;
     let running = answer["connectors"].as_array().cloned().unwrap_or_default();
     let of = |name: &str| running.iter().find(|r| r["name"] == name);

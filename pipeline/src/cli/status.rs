@@ -45,12 +45,7 @@ fn within(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Registry) -> Result<(), End> {
-    let base = match (arguments.url, settings.admin.listen) {
-        (Some(url), _) => url,
-        (None, Some(listen)) => format!("http://{listen}"),
-        (None, None) => format!("http://{}", arguments.config.load(registry)?.admin.listen),
-    };
-    let base = base.trim_end_matches('/');
+    let base = address(arguments.url.as_deref(), &arguments.config, settings, registry)?;
     if arguments.scale_advice {
         let seconds = arguments.drain_within.unwrap_or(scale::DRAIN_WITHIN).as_secs();
         let document = fetch(&format!("{base}/api/scale?within={seconds}")).await?;
@@ -70,13 +65,26 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: &Re
     if document["ready"].as_bool() == Some(true) { Ok(()) } else { Err(End::Code(Class::Check.exit_code())) }
 }
 
+/// Where the admin endpoint is. The pipeline's file is read only where nothing else says it.
+pub(super) fn address(url: Option<&str>, config: &ConfigFile, settings: &Settings, registry: &Registry) -> Result<String, End> {
+    match (url, settings.admin.listen) {
+        (Some(url), _) => Ok(url.trim_end_matches('/').to_owned()),
+        (None, Some(listen)) => Ok(format!("http://{listen}")),
+        (None, None) => Ok(super::admin::base(None, None, &config.load(registry)?.admin)),
+    }
+}
+
+/// A document of the admin endpoint.
 pub(super) async fn fetch(url: &str) -> Result<serde_json::Value, Failure> {
     let unreachable = |error: String| Failure::new("admin.unreachable", format!("{url}: {error}"));
-    // A proxy has no business between a command and its own machine.
-    let client = reqwest::Client::builder().no_proxy().timeout(ANSWER_WITHIN).build().map_err(|e| unreachable(e.to_string()))?;
+    let client = super::admin::client(ANSWER_WITHIN).map_err(unreachable)?;
     let mut answer = client.get(url).send().await.map_err(|e| unreachable(reason(&e)))?;
-    if !answer.status().is_success() {
-        return Err(unreachable(format!("answers {}", answer.status())));
+    match answer.status() {
+        status if status.is_success() => {}
+        reqwest::StatusCode::UNAUTHORIZED => {
+            return Err(Failure::new("admin.unauthenticated", format!("{url} wants a token that it knows")));
+        }
+        status => return Err(unreachable(format!("answers {status}"))),
     }
     let mut body = Vec::new();
     while let Some(piece) = answer.chunk().await.map_err(|e| unreachable(reason(&e)))? {

@@ -15,6 +15,7 @@ use super::output::{self, End, Format};
 use crate::control;
 use crate::delivery::filter::{Filter, FilterError, Verdict};
 use crate::delivery::place::Place;
+pub(super) use crate::delivery::place::is_behind;
 use crate::journal::{self, Chunk, From, Journal, Log, Offset};
 use crate::ops::failure::Failure;
 
@@ -170,16 +171,6 @@ pub(super) async fn read(
             return Ok(());
         }
     }
-}
-
-/// Whether reading would begin behind the last entry that is asked for: a reader would wait there for what comes next.
-pub(super) async fn is_behind(journal: &dyn Journal, partition: u16, from: From, last: Offset) -> Result<bool, Failure> {
-    Ok(match from {
-        From::Next => true,
-        From::Time(ms) => journal.tail(Log::Data(partition)).await?.is_none_or(|last| last.stored_at_ms < ms),
-        From::Offset(offset) => offset > last,
-        From::First => false,
-    })
 }
 
 /// Sends a chunk's events to the printer; false when the printer is gone.

@@ -219,12 +219,52 @@ const SOURCE: [Key; 18] = [
     ),
 ];
 
-const ADMIN: [Key; 1] = [key(
-    "listen",
-    Type::Address,
-    Default("127.0.0.1:7410"),
-    "Address of /healthz, /readyz, /metrics and /api/status; without authentication, so keep it on loopback.",
-)];
+const ADMIN: [Key; 3] = [
+    key(
+        "listen",
+        Type::Address,
+        Default("127.0.0.1:7410"),
+        "Address of the console, the API, /metrics and /healthz; beyond this machine only with `tokens` and `tls`.",
+    ),
+    key(
+        "tokens",
+        Type::List(&Type::Block(&ADMIN_TOKEN)),
+        Optional("whoever reaches the address on this machine may do everything"),
+        "Who may do what.",
+    ),
+    key(
+        "tls",
+        Type::Block(&ADMIN_TLS),
+        Optional("without encryption, on this machine only"),
+        "What the console and the API prove themselves with.",
+    ),
+];
+
+const ADMIN_TOKEN: [Key; 3] = [
+    key("name", Type::Name, Required("name: dana"), "Who it is; stands in the audit."),
+    key(
+        "role",
+        Type::Choice(&["viewer", "operator", "admin"]),
+        Required("role: viewer"),
+        "What this one may do: look, with values masked (viewer); also what can be taken back and loses nothing, as redrives and backfills (operator); everything (admin).",
+    ),
+    key(
+        "token",
+        Type::Secret,
+        Required("token: ${file:dana.token}"),
+        "What is sent as `Authorization: Bearer …`, or typed in once for the console.",
+    ),
+];
+
+const ADMIN_TLS: [Key; 2] = [
+    key(
+        "certificate",
+        Type::Path,
+        Required("certificate: server.pem"),
+        "PEM file with the certificate and those between it and its authority.",
+    ),
+    key("key", Type::Path, Required("key: server.key"), "PEM file with the certificate's private key."),
+];
 
 const PROTECT: [Key; 9] = [
     key("timezone", Type::Text, Default("UTC"), "Time zone of `peak`, as America/Chicago."),
@@ -437,7 +477,9 @@ pub fn reference() -> String {
             };
             out.push_str(&format!("{prefix}{}\n    {} ({}; {need})\n", key.name, key.doc, key.ty.describe()));
             match &key.ty {
-                Type::Block(keys) | Type::OneOf(keys) => block(out, keys, &format!("{prefix}{}.", key.name)),
+                Type::Block(keys) | Type::OneOf(keys) | Type::List(Type::Block(keys)) => {
+                    block(out, keys, &format!("{prefix}{}.", key.name))
+                }
                 _ => {}
             }
         }

@@ -268,11 +268,70 @@ pub enum Compression {
     Lz4,
 }
 
-/// The admin endpoint.
+/// The admin endpoint: console, API, metrics.
 #[derive(Debug, Clone)]
 pub struct Admin {
     /// Address to listen on; loopback unless asked otherwise.
     pub listen: std::net::SocketAddr,
+    /// Who may do what; empty: whoever reaches loopback may do everything.
+    pub tokens: Vec<AdminToken>,
+    /// What it proves itself with; without it there is no encryption.
+    pub tls: Option<AdminTls>,
+}
+
+impl Admin {
+    /// Why it must not listen at this address; `None` when it may.
+    #[must_use]
+    pub fn exposed_at(&self, listen: std::net::SocketAddr) -> Option<&'static str> {
+        match (listen.ip().is_loopback(), self.tokens.is_empty(), self.tls.is_none()) {
+            (true, ..) | (false, false, false) => None,
+            (false, true, _) => Some("it listens beyond this machine and asks nobody who they are"),
+            (false, false, true) => Some("it listens beyond this machine, and tokens would travel unencrypted"),
+        }
+    }
+}
+
+/// Somebody who may use the admin endpoint.
+#[derive(Debug, Clone)]
+pub struct AdminToken {
+    /// Who; stands in the audit.
+    pub name: String,
+    /// What this one may do.
+    pub role: Role,
+    /// The token itself.
+    pub token: secrecy::SecretString,
+}
+
+/// What somebody may do; each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Look, with the values of rows masked.
+    Viewer,
+    /// What can be taken back and loses nothing.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+impl Role {
+    /// The word in files and answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+            Role::Admin => "admin",
+        }
+    }
+}
+
+/// Files that the admin endpoint proves itself with.
+#[derive(Debug, Clone)]
+pub struct AdminTls {
+    /// PEM: the certificate, then those between it and its authority.
+    pub certificate: std::path::PathBuf,
+    /// PEM: its private key.
+    pub key: std::path::PathBuf,
 }
 
 /// What one connector delivers, and how.

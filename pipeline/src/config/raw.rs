@@ -1,6 +1,6 @@
 //! From files to a [`Pipeline`]: reads, checks the files by themselves and against each other, then resolves.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use super::report::{Code, Problem, Report};
 use super::secrets::{Environment, Secrets};
 use super::tree::{self, Node, Value};
 use super::{
-    Admin, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, Keep, Later, LocalJournal, OnDelete, Origin, Pipeline,
-    Protect, RabbitJournal, Rate, Retention, Retry, SchemaChange, Source, SourceTable, Streaming,
+    Admin, AdminTls, AdminToken, ColumnRules, Compression, Connector, Delivery, HoldBack, InPeak, Journal, Keep, Later, LocalJournal,
+    OnDelete, Origin, Pipeline, Protect, RabbitJournal, Rate, Retention, Retry, Role, SchemaChange, Source, SourceTable, Streaming,
 };
 
 /// What both journals keep when nothing is said: a week covers a long weekend and a day of repair.
@@ -248,8 +248,8 @@ fn read_tests(
     tested.filter(|_| sound)
 }
 
-/// What is sound in these files and should be looked at all the same: secrets that stand in them, mappings without tests, targets that take repeats,
-/// an admin endpoint that others reach. The files have no problems.
+/// What is sound in these files and should be looked at all the same: secrets that stand in them, mappings without tests, targets that take repeats.
+/// The files have no problems.
 #[must_use]
 pub fn warnings(files: &[CheckedFile], alone: &[PathBuf]) -> Vec<Problem> {
     let mut found = Vec::new();
@@ -270,20 +270,6 @@ pub fn warnings(files: &[CheckedFile], alone: &[PathBuf]) -> Vec<Problem> {
         file.connectors.iter().for_each(|path| secrets(path));
     }
     for file in files {
-        if !file.pipeline.admin.listen.ip().is_loopback() {
-            let (message, help) = (
-                "the admin endpoint has no authentication and listens beyond this machine",
-                "listen on 127.0.0.1, behind a proxy that asks who comes",
-            );
-            found.push(blame(
-                &file.path,
-                &["admin", "listen"],
-                &file.pipeline.admin.listen.to_string(),
-                Code::ExposedAdmin,
-                message.into(),
-                help.into(),
-            ));
-        }
         for (connector, path) in file.pipeline.connectors.iter().zip(&file.connectors) {
             if connector.mapping.is_some() && connector.tests.is_empty() {
                 let (message, help) = (
@@ -367,6 +353,7 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
         texts.push(text);
     }
     let protect = top.block("protect").and_then(|block| protect(&mut checker, block));
+    let admin = top.block("admin").and_then(|block| admin(&mut checker, block));
     let sound = checker.problems.is_empty() && files.is_empty();
     report.add(&document, checker.problems);
     report.extend(files);
@@ -381,17 +368,46 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
         return None;
     }
     let source = source(top.block("source")?, tables, columns, &journal)?;
-    let listen = top.block("admin")?.address("listen")?;
     let pipeline = Pipeline {
         name: top.text("pipeline")?,
         source,
         journal,
-        admin: Admin { listen },
+        admin: admin?,
         protect: protect?,
         changed_at: changed_at(top.block("source")?),
         connectors,
     };
     Some(CheckedFile { path: path.to_owned(), pipeline, connectors: paths.into_iter().map(|(path, _)| path).collect(), texts })
+}
+
+/// The admin endpoint; complains where others could reach it unasked.
+fn admin(checker: &mut Checker<'_>, block: &Block) -> Option<Admin> {
+    let (mut tokens, mut names): (Vec<AdminToken>, BTreeSet<String>) = Default::default();
+    for item in block.list("tokens") {
+        let Checked::Block(entry) = &item.value else { continue };
+        let (Some(name), Some(role), Some(token)) = (entry.text("name"), entry.text("role"), entry.secret("token")) else { continue };
+        let role = match role.as_str() {
+            "admin" => Role::Admin,
+            "operator" => Role::Operator,
+            _ => Role::Viewer,
+        };
+        if !names.insert(name.clone()) {
+            let help = Some("the audit goes by the name: give each its own".to_owned());
+            checker.problem(Code::DuplicateName, item.span, format!("two tokens are named `{name}`"), "the second", help);
+        }
+        if tokens.iter().any(|other| other.token.expose_secret() == token.expose_secret()) {
+            let help = Some("give each its own: `openssl rand -hex 32`".to_owned());
+            checker.problem(Code::Conflict, item.span, format!("`{name}` has the token of another one"), "the second", help);
+        }
+        tokens.push(AdminToken { name, role, token });
+    }
+    let tls = block.block("tls").and_then(|tls| Some(AdminTls { certificate: tls.path("certificate")?, key: tls.path("key")? }));
+    let admin = Admin { listen: block.address("listen")?, tokens, tls };
+    if let (Some(why), Some(item)) = (admin.exposed_at(admin.listen), block.get("listen")) {
+        let help = Some("listen on 127.0.0.1, or give it both `tokens` and `tls`".to_owned());
+        checker.problem(Code::ExposedAdmin, item.span, format!("the admin endpoint is exposed: {why}"), "others reach this address", help);
+    }
+    Some(admin)
 }
 
 /// Where a missing key of the top level belongs: the first key.
@@ -943,6 +959,20 @@ mod tests {
         assert_eq!(pipeline.source.origin, Origin::Any);
         let Journal::Local(local) = pipeline.journal else { panic!("local") };
         assert_eq!((local.dir, local.partitions.get(), local.retention), (dir.path().join("./j"), 1, RETENTION_DEFAULT));
+    }
+
+    #[test]
+    fn an_endpoint_that_others_reach_wants_tokens_and_encryption() {
+        let with = |admin: &str| format!("{GOOD}admin: {{listen: \"0.0.0.0:7410\"{admin}}}\n");
+        let tokens = ", tokens: [{name: dana, role: admin, token: 0123456789abcdef}]";
+        let tls = ", tls: {certificate: c.pem, key: k.pem}";
+        assert_eq!(codes(&with("")), [("config.exposed_admin", 10, 17)]);
+        assert_eq!(codes(&with(tokens)), [("config.exposed_admin", 10, 17)]);
+        assert_eq!(codes(&with(tls)), [("config.exposed_admin", 10, 17)]);
+        assert_eq!(codes(&with(&format!("{tokens}{tls}"))), []);
+        let twice = tokens.replace("}]", "}, {name: dana, role: viewer, token: 0123456789abcdef}]");
+        let found: Vec<_> = codes(&with(&format!("{twice}{tls}"))).iter().map(|c| c.0).collect();
+        assert_eq!(found, ["config.duplicate_name", "config.conflict"]);
     }
 
     #[test]

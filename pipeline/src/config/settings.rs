@@ -41,6 +41,28 @@ pub enum LogFormat {
 pub struct Admin {
     /// Overrides the pipeline file's `admin.listen`: two processes of one pipeline need two addresses.
     pub listen: Option<std::net::SocketAddr>,
+    /// What commands show at the admin endpoint of a running process; one of its `admin.tokens`.
+    pub token: Option<Token>,
+}
+
+/// A token of a command.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Token(String);
+
+impl Token {
+    /// The token itself.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Never shows it.
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token(***)")
+    }
 }
 
 /// What flags say; they win.
@@ -109,6 +131,10 @@ mod tests {
         let settings = with(&[("TILLSTREAM__LOG__LEVEL", "debug")], &flags).expect("layers");
         assert_eq!(settings.log, Log { level: "debug".to_owned(), format: LogFormat::Json });
         assert_eq!(settings.admin.listen.map(|a| a.port()), Some(1));
+        let told = with(&[("TILLSTREAM__ADMIN__TOKEN", "0123456789abcdef")], &flags).expect("a token");
+        assert!(
+            told.admin.token.as_ref().is_some_and(|token| token.expose() == "0123456789abcdef") && !format!("{told:?}").contains("0123")
+        );
         flags.log_level = Some("error".to_owned());
         assert_eq!(with(&[("TILLSTREAM__LOG__LEVEL", "debug")], &flags).expect("flags").log.level, "error");
     }

@@ -127,6 +127,12 @@ impl Follower {
         self.state.borrow().clone()
     }
 
+    /// Whether the state still follows the log; a state that does not is as old as its last change.
+    #[must_use]
+    pub fn follows(&self) -> bool {
+        self.state.has_changed().is_ok()
+    }
+
     /// Waits until the state has changed since this clone last looked here, and returns it; `None` when nobody
     /// follows any more. Cancel-safe.
     pub async fn changed(&mut self) -> Option<Arc<State>> {

@@ -141,6 +141,19 @@ pub(super) struct Found {
     pub(super) position: Option<Position>,
 }
 
+/// Whether reading would begin behind the last entry that is asked for: a reader would wait there for what comes next.
+///
+/// # Errors
+/// Those of the journal.
+pub async fn is_behind(journal: &dyn Journal, partition: u16, from: From, last: Offset) -> Result<bool, JournalError> {
+    Ok(match from {
+        From::Next => true,
+        From::Time(ms) => journal.tail(Log::Data(partition)).await?.is_none_or(|last| last.stored_at_ms < ms),
+        From::Offset(offset) => offset > last,
+        From::First => false,
+    })
+}
+
 impl Place {
     /// The partitions that are meant, of so many.
     ///

@@ -338,6 +338,12 @@ impl Observer {
         (verdict, since)
     }
 
+    /// How old the newest measurement is.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.seen().samples.back().and_then(|sample| sample.at).map_or_else(|| self.started.elapsed(), |at| at.elapsed())
+    }
+
     /// Rates over the samples at hand.
     #[must_use]
     pub fn rates(&self) -> Rates {

@@ -81,11 +81,11 @@ const JOB_PATIENCE: Duration = Duration::from_secs(60);
 /// # Errors
 /// The definite error that ended it, and [`Class::Temporary`] when the loops did not end in time.
 pub async fn run(pipeline: Pipeline, options: Options, files: Files, stop: CancellationToken) -> Result<Ended, Failure> {
-    let listener = admin::bind(options.listen).await?;
-    let listen = listener.local_addr().unwrap_or(options.listen);
+    let endpoint = admin::bind(&pipeline.admin, options.listen).await?;
+    let listen = endpoint.address().unwrap_or(options.listen);
     tracing::info!(pipeline = pipeline.name, admin = %listen, version = env!("CARGO_PKG_VERSION"), "started");
     let process = Process::new(pipeline, options, &files, stop)?;
-    let served = tokio::spawn(admin::serve(listener, Arc::clone(&process.observer), files, process.applier.clone()));
+    let served = tokio::spawn(admin::serve(endpoint, Arc::clone(&process.observer), files, process.applier.clone()));
     let watched = tokio::spawn(Arc::clone(&process.observer).watch());
     let result = process.run().await;
     served.abort();

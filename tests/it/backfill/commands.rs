@@ -84,7 +84,7 @@ async fn an_id_names_one_backfill() {
     let client = reqwest::Client::new();
     let forged =
         client.post(format!("{}/api/backfills", running.admin)).header("origin", "http://evil.example").json(&serde_json::json!({}));
-    assert_eq!(forged.send().await.expect("answers").status().as_u16(), 422);
+    assert_eq!(forged.send().await.expect("answers").status().as_u16(), 403);
     running.process.terminate(PATIENCE).await;
     shop.drop(server).await;
 }

@@ -10,7 +10,7 @@ mod jsonl;
 mod ledger;
 mod lunch;
 mod mapping;
-mod pos;
+pub(crate) mod pos;
 mod preview;
 mod replay;
 mod runtime;

@@ -17,10 +17,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Longest wait for anything in these tests.
-pub(super) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A local journal in this directory.
-pub(super) async fn journal(dir: &Path, partitions: u16) -> Arc<dyn Journal> {
+pub(crate) async fn journal(dir: &Path, partitions: u16) -> Arc<dyn Journal> {
     let config =
         LocalJournal { dir: dir.to_owned(), partitions: NonZeroU16::new(partitions).expect("not zero"), retention: Retention::default() };
     let journal = tillstream::journal::open(&config::Journal::Local(config), "test").expect("opens");
@@ -29,32 +29,32 @@ pub(super) async fn journal(dir: &Path, partitions: u16) -> Arc<dyn Journal> {
 }
 
 /// One change to write.
-pub(super) struct Change {
-    pub(super) op: Op,
-    pub(super) table: &'static str,
-    pub(super) key: String,
-    pub(super) after: Option<String>,
+pub(crate) struct Change {
+    pub(crate) op: Op,
+    pub(crate) table: &'static str,
+    pub(crate) key: String,
+    pub(crate) after: Option<String>,
 }
 
 /// An insert of a row `{"id": id, "qty": qty}`.
-pub(super) fn insert(table: &'static str, id: u64, qty: u64) -> Change {
+pub(crate) fn insert(table: &'static str, id: u64, qty: u64) -> Change {
     Change { op: Op::Insert, table, key: format!("{{\"id\":{id}}}"), after: Some(format!("{{\"id\":{id},\"qty\":{qty}}}")) }
 }
 
-pub(super) fn update(table: &'static str, id: u64, qty: u64) -> Change {
+pub(crate) fn update(table: &'static str, id: u64, qty: u64) -> Change {
     Change { op: Op::Update, ..insert(table, id, qty) }
 }
 
-pub(super) fn delete(table: &'static str, id: u64) -> Change {
+pub(crate) fn delete(table: &'static str, id: u64) -> Change {
     Change { op: Op::Delete, after: None, ..insert(table, id, 0) }
 }
 
-pub(super) fn truncate(table: &'static str) -> Change {
+pub(crate) fn truncate(table: &'static str) -> Change {
     Change { op: Op::Truncate, table, key: "null".into(), after: None }
 }
 
 /// A capture run that has the journal to itself.
-pub(super) struct Capture {
+pub(crate) struct Capture {
     writer: Box<dyn Writer>,
     token: u32,
     count: u64,
@@ -63,7 +63,7 @@ pub(super) struct Capture {
 }
 
 impl Capture {
-    pub(super) async fn new(journal: &dyn Journal, token: u32) -> Capture {
+    pub(crate) async fn new(journal: &dyn Journal, token: u32) -> Capture {
         let writer = journal.writer(&ProducerName("tillstream/test/capture".into())).await.expect("opens");
         let mut capture = Capture { writer, token, count: 0, lsn: 0x1000, prev: vec![Position::NONE; usize::from(journal.partitions())] };
         for partition in 0..journal.partitions() {
@@ -87,18 +87,18 @@ impl Capture {
     }
 
     /// Commits a transaction into one partition and waits until it is stored.
-    pub(super) async fn commit(&mut self, partition: u16, changes: &[Change]) {
+    pub(crate) async fn commit(&mut self, partition: u16, changes: &[Change]) {
         self.write(partition, changes).await;
         self.writer.flush().await.expect("stores");
     }
 
     /// As [`Self::commit`], without waiting.
-    pub(super) async fn write(&mut self, partition: u16, changes: &[Change]) {
+    pub(crate) async fn write(&mut self, partition: u16, changes: &[Change]) {
         self.write_unchanged(partition, changes, &[]).await;
     }
 
     /// As [`Self::commit`], in two batches, the second after the first is stored.
-    pub(super) async fn commit_in_halves(&mut self, partition: u16, changes: &[Change]) {
+    pub(crate) async fn commit_in_halves(&mut self, partition: u16, changes: &[Change]) {
         match changes.split_at(changes.len() / 2) {
             ([], all) => self.commit(partition, all).await,
             (first, second) => {
@@ -109,7 +109,7 @@ impl Capture {
     }
 
     /// As [`Self::commit`], with columns whose large values the server did not send.
-    pub(super) async fn commit_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str]) {
+    pub(crate) async fn commit_unchanged(&mut self, partition: u16, changes: &[Change], unchanged: &[&str]) {
         self.write_unchanged(partition, changes, unchanged).await;
         self.writer.flush().await.expect("stores");
     }
@@ -123,7 +123,7 @@ impl Capture {
     }
 
     /// Stores the beginning of a transaction, and answers how many changes it has so far.
-    pub(super) async fn begin(&mut self, partition: u16, changes: &[Change]) -> u32 {
+    pub(crate) async fn begin(&mut self, partition: u16, changes: &[Change]) -> u32 {
         self.lsn += 0x100;
         let mut batch = BatchBuffer::default();
         self.push(&mut batch, partition, 0, changes, &[]);
@@ -133,7 +133,7 @@ impl Capture {
     }
 
     /// Stores the rest of it and its end.
-    pub(super) async fn end(&mut self, partition: u16, begun: u32, changes: &[Change]) {
+    pub(crate) async fn end(&mut self, partition: u16, begun: u32, changes: &[Change]) {
         let mut batch = BatchBuffer::default();
         self.push(&mut batch, partition, begun, changes, &[]);
         self.push_end(&mut batch, partition);
@@ -164,18 +164,18 @@ impl Capture {
     }
 
     /// Pretends that the entry before the next one was lost.
-    pub(super) fn lose_one(&mut self, partition: u16) {
+    pub(crate) fn lose_one(&mut self, partition: u16) {
         self.lsn += 0x100;
         self.prev[usize::from(partition)] = Position::end(1, Lsn(self.lsn));
     }
 
-    pub(super) async fn flush(&mut self) {
+    pub(crate) async fn flush(&mut self) {
         self.writer.flush().await.expect("stores");
     }
 }
 
 /// A connector to this target: every table the tests use, two lanes, quick repeats.
-pub(super) fn connector(name: &str, target: Arc<dyn Target>) -> Connector {
+pub(crate) fn connector(name: &str, target: Arc<dyn Target>) -> Connector {
     Connector {
         mapping: None,
         tests: Vec::new(),
@@ -202,14 +202,14 @@ pub(super) fn connector(name: &str, target: Arc<dyn Target>) -> Connector {
 }
 
 /// A running delivery.
-pub(super) struct Running {
-    pub(super) stats: Arc<Stats>,
+pub(crate) struct Running {
+    pub(crate) stats: Arc<Stats>,
     stop: CancellationToken,
     task: JoinHandle<Result<(), DeliveryError>>,
 }
 
 /// As [`start`], until it is stopped, with connectors that can be given other files.
-pub(super) fn start_switching(journal: &Arc<dyn Journal>, connectors: Vec<Connector>) -> (Running, delivery::Switches) {
+pub(crate) fn start_switching(journal: &Arc<dyn Journal>, connectors: Vec<Connector>) -> (Running, delivery::Switches) {
     let (switches, listeners) = delivery::Switches::new(connectors.iter().map(|c| c.name.as_str()));
     let (parts, stats, stop) = parts(journal, connectors, Mode::Continuous);
     (Running { stats, stop, task: tokio::spawn(delivery::run_with(parts, listeners)) }, switches)
@@ -231,31 +231,31 @@ fn parts(journal: &Arc<dyn Journal>, connectors: Vec<Connector>, mode: Mode) -> 
     (parts, stats, stop)
 }
 
-pub(super) fn start(journal: &Arc<dyn Journal>, connectors: Vec<Connector>, mode: Mode) -> Running {
+pub(crate) fn start(journal: &Arc<dyn Journal>, connectors: Vec<Connector>, mode: Mode) -> Running {
     let (parts, stats, stop) = parts(journal, connectors, mode);
     Running { stats, stop, task: tokio::spawn(delivery::run(parts)) }
 }
 
 impl Running {
     /// As after SIGTERM.
-    pub(super) async fn stop(self) -> Result<(), DeliveryError> {
+    pub(crate) async fn stop(self) -> Result<(), DeliveryError> {
         self.stop.cancel();
         self.ended().await
     }
 
-    pub(super) async fn ended(self) -> Result<(), DeliveryError> {
+    pub(crate) async fn ended(self) -> Result<(), DeliveryError> {
         tokio::time::timeout(DEADLINE, self.task).await.expect("ends in time").expect("does not panic")
     }
 
     /// As after SIGKILL: every task is dropped where it stands.
-    pub(super) async fn kill(self) {
+    pub(crate) async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
     }
 }
 
 /// Delivers what stands in the journal, to the end.
-pub(super) async fn catch_up(journal: &Arc<dyn Journal>, connectors: Vec<Connector>) -> Result<Arc<Stats>, DeliveryError> {
+pub(crate) async fn catch_up(journal: &Arc<dyn Journal>, connectors: Vec<Connector>) -> Result<Arc<Stats>, DeliveryError> {
     let running = start(journal, connectors, Mode::UntilCaughtUp);
     let stats = running.stats.clone();
     running.ended().await?;
@@ -263,7 +263,7 @@ pub(super) async fn catch_up(journal: &Arc<dyn Journal>, connectors: Vec<Connect
 }
 
 /// Waits until `done` says so; looks every few milliseconds, since what it looks at are counters.
-pub(super) async fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let wait = async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(5)).await;

@@ -1,0 +1,104 @@
+//! The journal's partitions, and where each connector stands in them.
+
+use std::collections::BTreeMap;
+
+use maud::{Markup, html};
+use serde_json::{Value, json};
+
+use super::super::super::admin::Admin;
+use super::super::{View, nothing, parts, text, trusted};
+
+pub(super) fn view(admin: &Admin) -> View {
+    let status = trusted(admin);
+    let journal = &status["journal"];
+    let state = admin.state().ok();
+    // Checkpoints are everybody's: a connector that another process delivers shows here too.
+    let mut stands: BTreeMap<String, BTreeMap<u16, (u64, i64)>> = BTreeMap::new();
+    let mut owners: BTreeMap<(String, u16), String> = BTreeMap::new();
+    if let Some(state) = &state {
+        for checkpoint in state.checkpoints() {
+            stands.entry(checkpoint.connector.clone()).or_default().insert(checkpoint.partition, (checkpoint.offset.0, checkpoint.at_ms));
+        }
+        for lease in state.leases().filter(|lease| !lease.released) {
+            owners.insert((lease.connector.clone(), lease.partition), lease.owner.clone());
+        }
+    }
+    let mut partitions = Vec::new();
+    for partition in journal["partitions"].as_array().into_iter().flatten() {
+        let number = partition["partition"].as_u64().and_then(|n| u16::try_from(n).ok()).unwrap_or(0);
+        let last = partition["last_offset"].as_u64();
+        let connectors: Vec<Value> = stands
+            .iter()
+            .map(|(name, of)| {
+                let at = of.get(&number);
+                let figures = figures_of(&status, name, number);
+                json!({
+                    "connector": name,
+                    "settled_below": at.map(|at| at.0),
+                    "behind": last.map(|last| (last + 1).saturating_sub(at.map_or(0, |at| at.0))),
+                    "checkpoint_at": at.map(|at| text::moment(at.1)),
+                    "owner": owners.get(&(name.clone(), number)),
+                    "retention_seconds": figures["retention_seconds"],
+                    "lag_seconds": figures["lag_seconds"],
+                })
+            })
+            .collect();
+        partitions.push(json!({"partition": number, "last_offset": last, "connectors": connectors}));
+    }
+    let document = json!({"journal": journal, "partitions": partitions, "epoch": state.as_ref().map(|s| s.epoch()), "token": state.as_ref().map(|s| s.token())});
+    let live = html! {
+        div.grid {
+            section.panel { h2 { (parts::cell(&journal["kind"])) } (parts::standing(journal))
+                dl.facts {
+                    (parts::fact("partitions", html! { (partitions.len()) }))
+                    (parts::fact("written", html! { (text::rate(&status["figures"]["journal"]["entries_per_second"])) }))
+                    (parts::fact("unconfirmed", html! { (text::size(&journal["unconfirmed_bytes"])) }))
+                    (parts::fact("oldest of it", html! { (text::seconds(&journal["oldest_unconfirmed_seconds"])) }))
+                    (parts::fact("epoch", html! { (text::count(&document["epoch"])) }))
+                    (parts::fact("capture run", html! { (text::count(&document["token"])) }))
+                }
+            }
+        }
+        (table(&partitions))
+    };
+    let worst = partitions.iter().flat_map(|p| p["connectors"].as_array().into_iter().flatten()).filter_map(|c| c["behind"].as_u64()).max();
+    let headline = worst.map_or_else(
+        || "No connector has a checkpoint yet.".to_owned(),
+        |n| format!("At most {} entries are not settled.", text::grouped(n)),
+    );
+    View { headline, live, still: nothing(), document }
+}
+
+fn figures_of(status: &Value, connector: &str, partition: u16) -> Value {
+    let of = status["figures"]["connectors"].as_array().into_iter().flatten().find(|c| c["name"] == connector);
+    let of = of.and_then(|c| c["partitions"].as_array()?.iter().find(|p| p["partition"] == partition));
+    of.cloned().unwrap_or_default()
+}
+
+fn table(partitions: &[Value]) -> Markup {
+    let mut rows = Vec::new();
+    for partition in partitions {
+        let number = html! { (text::count(&partition["partition"])) };
+        let last = html! { (text::count(&partition["last_offset"])) };
+        let connectors = partition["connectors"].as_array().into_iter().flatten();
+        let mut any = false;
+        for c in connectors {
+            any = true;
+            rows.push(vec![
+                number.clone(),
+                last.clone(),
+                parts::cell(&c["connector"]),
+                html! { (text::count(&c["settled_below"])) },
+                html! { (text::count(&c["behind"])) },
+                html! { @if c["retention_seconds"].is_number() { (text::seconds(&c["retention_seconds"])) } @else { "–" } },
+                parts::time(&c["checkpoint_at"]),
+                parts::cell(&c["owner"]),
+            ]);
+        }
+        if !any {
+            rows.push(vec![number, last, html! { "–" }, html! { "–" }, html! { "–" }, html! { "–" }, html! { "–" }, html! { "–" }]);
+        }
+    }
+    let heads = ["Partition", "Last offset", "Connector", "Settled below", "Behind", "Lost to retention in", "Checkpoint", "Delivered by"];
+    parts::table("Partitions and where connectors stand", &heads, &[0, 1, 3, 4, 5], rows)
+}

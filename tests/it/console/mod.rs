@@ -1,0 +1,353 @@
+//! The admin API and the console: who is let in, what is written down, what is shown, and that nothing hostile acts in it.
+
+mod browser;
+mod fuzz;
+mod shop;
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use tillstream_schemas::Op;
+
+use crate::delivery::pos::Change;
+use crate::harness::{Journal, PATIENCE, Pipeline, Postgres, wait_for};
+use shop::{CRM, Shop, evil, form, row};
+
+/// Every page that is listed, and those with parameters.
+pub(super) const PAGES: [&str; 17] = [
+    "/",
+    "/freshness",
+    "/source",
+    "/journal",
+    "/connectors",
+    "/connectors?name=crm",
+    "/rows",
+    "/rows?table=public.a&key=1&since=first",
+    "/dead-letters",
+    "/dead-letters?connector=crm",
+    "/dead-letters?connector=crm&diagnose=yes",
+    "/tail",
+    "/backfills",
+    "/incidents",
+    "/audit",
+    "/explain",
+    "/explain?code=capture.slot_lost",
+];
+
+/// The twin of a page.
+fn twin(page: &str) -> String {
+    match page.split_once('?') {
+        Some((path, query)) => format!("{path}.json?{query}"),
+        None if page == "/" => "/index.json".to_owned(),
+        None => format!("{page}.json"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_does_what_he_may_not_and_everything_done_is_written_down() {
+    let mut shop = Shop::with_people("api").await;
+    shop.capture.commit(0, &[row(1, "<a>"), row(2, "<b>"), row(3, "<c>"), row(4, "good")]).await;
+    let letters = shop.letters(3, "vera").await;
+    let ids: Vec<&str> =
+        letters["dead_letters"].as_array().expect("a list").iter().map(|l| l["event_id"].as_str().expect("an id")).collect();
+
+    // What the document says is what is asked of everybody.
+    let document = shop.json("/api/openapi.json", "vera").await;
+    let paths = document["paths"].as_object().expect("paths");
+    let (mut refused, mut changing) = (0, BTreeSet::new());
+    for (path, operations) in paths {
+        let real = path.replace("{id}", "x").replace("{name}", "crm").replace("{code}", "capture.slot_lost");
+        for method in operations.as_object().expect("operations").keys() {
+            let of = if method == "get" { Method::GET } else { Method::POST };
+            let send = async |who: &str, headers: &[(&str, &str)]| {
+                let mut request = shop.request(of.clone(), &real, who);
+                for (name, value) in headers {
+                    request = request.header(*name, *value);
+                }
+                let request = if of == Method::POST { request.json(&json!({"reason": "x"})) } else { request };
+                request.send().await.expect("answers").status().as_u16()
+            };
+            let open = operations[method]["security"].is_array();
+            if !open {
+                assert_eq!(send("", &[]).await, 401, "{method} {path} without a token");
+                assert_eq!(send("", &[("cookie", "tillstream=guessed")]).await, 401, "{method} {path} with a guessed cookie");
+                refused += 2;
+            }
+            if of == Method::POST {
+                changing.insert(path.clone());
+                assert_eq!(send("vera", &[]).await, 403, "{path} by a viewer");
+                for cross in [
+                    ("origin", "https://evil.example"),
+                    ("sec-fetch-site", "cross-site"),
+                    ("sec-fetch-site", "same-site"),
+                    ("origin", "null"),
+                ] {
+                    assert_eq!(send("dana", &[cross]).await, 403, "{path} from another site: {cross:?}");
+                    refused += 1;
+                }
+                refused += 1;
+            }
+        }
+    }
+    assert_eq!(shop.post("/api/dead-letters/discard", "otto", json!({"connector": "crm", "reason": "x"})).await.0, 403);
+    assert_eq!(shop.audit("vera").await, Vec::<Value>::new(), "nothing was done by those");
+    println!("{refused} requests were refused: without a token, with too small a role, from another site");
+
+    // Each operation that changes something, with the audit that it leaves; a new one has to come here.
+    let apply = || std::fs::write(shop.dir.join("crm.yaml"), CRM.replace("max: 50ms", "max: 60ms")).expect("written");
+    let why = |n: usize| format!("reason {n}");
+    let calls = [
+        ("/api/dead-letters/redrive", "/api/dead-letters/redrive", "otto", json!({"connector": "crm", "ids": [ids[0]]})),
+        (
+            "/api/dead-letters/edit",
+            "/api/dead-letters/edit",
+            "dana",
+            json!({"connector": "crm", "id": ids[1], "set": [{"path": "after.name", "value": "mended"}]}),
+        ),
+        ("/api/dead-letters/reveal", "/api/dead-letters/reveal", "dana", json!({"connector": "crm", "id": ids[1]})),
+        ("/api/dead-letters/discard", "/api/dead-letters/discard", "dana", json!({"connector": "crm", "ids": [ids[2]]})),
+        ("/api/replays", "/api/replays", "dana", json!({"connector": "crm", "from": "first"})),
+        ("/api/connectors/{name}/resume", "/api/connectors/crm/resume", "dana", json!({})),
+        ("/api/connectors/apply", "/api/connectors/apply", "dana", json!({"connectors": ["crm"]})),
+    ];
+    for (n, (path, real, who, body)) in calls.iter().enumerate() {
+        if *path == "/api/connectors/apply" {
+            apply();
+        }
+        let mut body = body.clone();
+        if *path != "/api/connectors/apply" {
+            let unsaid = shop.post(real, who, body.clone()).await;
+            assert_eq!(unsaid.0, 400, "{path} without a reason: {}", unsaid.1);
+        }
+        body["reason"] = why(n).into();
+        body["by"] = "somebody else".into();
+        // A replay has to wait for the checkpoint behind which it goes back.
+        let done = wait_for("the answer", PATIENCE, || async {
+            let (status, answer) = shop.post(real, who, body.clone()).await;
+            (answer["error"]["code"] != "replay.nothing").then_some((status, answer))
+        });
+        let (status, answer) = done.await;
+        assert_eq!(status, 200, "{path}: {answer}");
+        let found =
+            wait_for("the audit", PATIENCE, || async { shop.audit("vera").await.into_iter().find(|a| a["why"] == why(n).as_str()) }).await;
+        assert_eq!(found["who"], format!("{who} (somebody else)"), "{path}");
+        assert!(found["what"].as_str().is_some_and(|what| what.contains("crm")), "{found}");
+        println!("audit: {} | {} | {}", found["who"], found["what"], found["why"]);
+        changing.remove(*path);
+    }
+    // No replay is under way any more, or it is: either way the answer is no failure of ours. Backfills are looked at where there is a source.
+    let ended = shop.post("/api/replays/cancel", "dana", json!({"connector": "crm", "reason": "end"})).await;
+    assert!(ended.0 == 200 || ended.1["error"]["code"] == "replay.nothing", "{ended:?}");
+    changing.remove("/api/replays/cancel");
+    changing.retain(|path| !path.starts_with("/api/backfills"));
+    assert!(changing.is_empty(), "changes something and is not tried here: {changing:?}");
+
+    // What is wrong is told as such.
+    for (path, who, body, status) in [
+        ("/api/dead-letters/redrive", "otto", json!({"reason": "x"}), 400),
+        ("/api/dead-letters/redrive", "otto", json!({"reason": "x", "connector": "crm", "unknown": 1}), 400),
+        (
+            "/api/dead-letters/edit",
+            "dana",
+            json!({"connector": "crm", "id": "no", "set": [{"path": "after.x", "value": 1}], "reason": "x"}),
+            422,
+        ),
+        ("/api/replays", "dana", json!({"connector": "no", "from": "first", "reason": "x"}), 422),
+        ("/api/replays", "dana", json!({"connector": "crm", "from": "yesterday", "reason": "x"}), 400),
+        ("/api/backfills", "otto", json!({"spec": {"tables": ["public.a"]}}), 409),
+    ] {
+        let (found, answer) = shop.post(path, who, body).await;
+        assert!(found == status && answer["error"]["code"].is_string(), "{path}: {found} {answer}");
+    }
+    assert_eq!(shop.get("/api/nothing", "dana").await.status(), 404);
+    assert_eq!(shop.get("/api/dead-letters/redrive", "dana").await.status(), 405);
+
+    // Commands say who they are too.
+    let log = shop.dir.join("status.err");
+    let status = |token: Option<String>| {
+        let mut environment = vec![("API_URL", "http://127.0.0.1:9/".to_owned())];
+        environment.extend(token.map(|token| ("TILLSTREAM__ADMIN__TOKEN", token)));
+        let environment: Vec<(&str, &str)> = environment.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        crate::harness::Process::start(&shop.dir, "status", &["top", "--once", "--url", &shop.base], &environment)
+    };
+    let code = status(None).wait(PATIENCE).await.code();
+    assert!(code == Some(77) && std::fs::read_to_string(&log).is_ok_and(|log| log.contains("admin.unauthenticated")), "{code:?}");
+    assert_eq!(status(Some(shop::token("vera"))).wait(PATIENCE).await.code(), Some(0));
+    let top = std::fs::read_to_string(shop.dir.join("status.out")).expect("its output");
+    assert!(top.contains("CONNECTOR") && top.contains("crm") && !top.contains('\u{1b}'), "{top}");
+
+    // Whoever guesses tokens is made to wait.
+    let mut statuses = Vec::new();
+    for n in 0..16 {
+        let guess = shop.request(Method::GET, "/api/status", "").bearer_auth(format!("guess-{n}")).send().await.expect("answers");
+        statuses.push(guess.status().as_u16());
+    }
+    assert!(statuses.first() == Some(&401) && statuses.last() == Some(&429), "{statuses:?}");
+    shop.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_are_small_read_without_script_and_hostile_rows_are_inert_in_them() {
+    let mut shop = Shop::open("console", "").await;
+    let hostile = evil();
+    let change = Change {
+        op: Op::Insert,
+        table: "a",
+        key: json!({"id": &hostile[..60]}).to_string(),
+        after: Some(json!({"id": &hostile[..60], "name": hostile, "<img src=x onerror=alert(4)>": 1}).to_string()),
+    };
+    shop.capture.commit(0, &[row(1, "<b>"), change]).await;
+    let letters = shop.letters(2, "").await;
+    assert!(!letters.to_string().contains("<script>alert(1)"), "masked");
+
+    let mut first = 0;
+    for page in PAGES {
+        let answer = shop.get(page, "").await;
+        assert_eq!(answer.status(), 200, "{page}");
+        let policy = answer.headers()["content-security-policy"].to_str().expect("text").to_owned();
+        assert!(policy.contains("default-src 'none'") && policy.contains("script-src 'self'") && !policy.contains("unsafe"), "{policy}");
+        assert_eq!(answer.headers()["x-frame-options"], "DENY");
+        let html = answer.text().await.expect("text");
+        let lower = html.to_lowercase();
+        assert!(
+            !lower.contains("<script>") && !lower.contains("<img") && !html.contains('\u{202e}') && !lower.contains(" style="),
+            "{page}"
+        );
+        assert!(!lower.contains(" onclick") && !lower.contains("http://") || page.contains("explain"), "{page} asks somebody else");
+        // Without script the page is whole: it says how things stand, and is loaded again by itself where they move.
+        let lives = !page.starts_with("/rows") && !page.starts_with("/explain");
+        assert_eq!(html.contains("<noscript><meta http-equiv=\"refresh\""), lives, "{page}");
+        assert!(html.contains("<main") && html.contains("aria-current=\"page\"") || page.starts_with("/explain"), "{page}");
+        assert!(html.len() < 90_000, "{page}: {} bytes", html.len());
+        if page == "/" {
+            first = html.len();
+            assert!(html.contains("crm") && html.contains("settled"), "the map names its connector");
+        }
+        let twin = shop.get(&twin(page), "").await;
+        assert!(twin.status().is_success() && twin.headers()["content-type"] == "application/json", "{page} has a twin");
+        let document: Value = twin.json().await.expect("JSON");
+        assert!(document.is_object());
+    }
+    for asset in ["/assets/console.css", "/assets/console.js", "/assets/icon.svg"] {
+        let answer = shop.get(asset, "").await;
+        let tag = answer.headers()["etag"].clone();
+        first += answer.text().await.expect("text").len();
+        let again = shop.request(Method::GET, asset, "").header("if-none-match", tag).send().await.expect("answers");
+        assert_eq!(again.status(), 304);
+    }
+    println!("first load: {first} bytes");
+    assert!(first < 100_000);
+
+    // What is shown of values, on purpose, is inert too.
+    let page = shop.get("/dead-letters?connector=crm", "").await.text().await.expect("text");
+    let form_token = page.split("name=\"form_token\" value=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a form").to_owned();
+    let id = letters["dead_letters"][1]["event_id"].as_str().expect("an id").to_owned();
+    let act = async |deed: &str, fields: &[(&str, &str)]| {
+        let answer = form(shop.request(Method::POST, &format!("/act/{deed}"), ""), fields).send().await.expect("answers");
+        (answer.status().as_u16(), answer.text().await.expect("text"))
+    };
+    let fields = [("connector", "crm"), ("id", &*id), ("reason", "it stays refused"), ("form_token", &*form_token)];
+    let (status, revealed) = act("reveal", &fields).await;
+    assert!(status == 200 && revealed.contains("&lt;script&gt;alert(1)"), "{status}");
+    assert!(
+        !revealed.contains("<script>alert") && !revealed.contains("<img") && !revealed.contains('\u{202e}') && revealed.len() < 150_000
+    );
+    // A form without the page's token, or without a reason, does nothing.
+    assert_eq!(act("redrive", &[("connector", "crm"), ("reason", "x"), ("form_token", "guessed")]).await.0, 403);
+    assert_eq!(act("redrive", &[("connector", "crm"), ("reason", " "), ("form_token", &form_token)]).await.0, 400);
+    assert_eq!(act("discard", &[("connector", "crm"), ("reason", "x"), ("confirm", "1"), ("form_token", &form_token)]).await.0, 400);
+    let audit = shop.audit("").await;
+    assert!(audit.len() == 1 && audit[0]["who"] == "console" && audit[0]["why"] == "it stays refused", "{audit:?}");
+    let (status, done) =
+        act("discard", &[("connector", "crm"), ("reason", "test rows"), ("confirm", "2"), ("form_token", &form_token)]).await;
+    assert!(status == 200 && done.contains("2 dead letters are settled"), "{status} {done}");
+    assert_eq!(shop.letters(0, "").await["open"], 0);
+
+    // What lives is sent again as it changes, and somebody else's name for this address is not answered.
+    let mut live = shop.get("/live?page=/connectors", "").await;
+    assert_eq!(live.headers()["content-type"], "text/event-stream");
+    let piece = tokio::time::timeout(PATIENCE, live.chunk()).await.expect("in time").expect("a piece").expect("something");
+    assert!(String::from_utf8_lossy(&piece).starts_with("event: live\ndata: <p hidden data-headline>"), "{piece:?}");
+    let rebound = shop.request(Method::GET, "/", "").header("host", "pos.evil.example").send().await.expect("answers");
+    assert_eq!(rebound.status(), 403);
+    shop.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_travel_encrypted_and_a_session_is_its_owners() {
+    let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let keys = tempfile::tempdir().expect("a directory");
+    let (pem, key) = (keys.path().join("server.pem"), keys.path().join("server.key"));
+    std::fs::write(&pem, certificate.cert.pem())
+        .and_then(|()| std::fs::write(&key, certificate.signing_key.serialize_pem()))
+        .expect("written");
+    let admin = format!(
+        "admin:\n  tokens: [{{name: dana, role: admin, token: {}}}]\n  tls: {{certificate: {}, key: {}}}\n",
+        shop::token("dana"),
+        pem.display(),
+        key.display()
+    );
+    let shop = Shop::open("tls", &admin).await;
+    let page = shop.get("/", "").await;
+    assert_eq!((page.status().as_u16(), page.headers()["location"].to_str().expect("text")), (303, "/login"));
+    let login = async |token: &str, origin: Option<&str>| {
+        let request = form(shop.request(Method::POST, "/login", ""), &[("token", token)]);
+        let request = if let Some(origin) = origin { request.header("origin", origin) } else { request };
+        request.send().await.expect("answers")
+    };
+    assert_eq!(login("wrong", None).await.status(), 401);
+    assert_eq!(login(&shop::token("dana"), Some("https://evil.example")).await.status(), 403);
+    let answer = login(&shop::token("dana"), None).await;
+    let cookie = answer.headers()["set-cookie"].to_str().expect("text").to_owned();
+    assert_eq!(answer.status(), 303);
+    assert!(["HttpOnly", "SameSite=Strict", "Secure"].iter().all(|flag| cookie.contains(flag)) && !cookie.contains("dana"), "{cookie}");
+    let cookie = cookie.split(';').next().expect("its value").to_owned();
+    let with_cookie =
+        async |method: Method, path: &str| shop.request(method, path, "").header("cookie", &cookie).send().await.expect("answers");
+    let page = with_cookie(Method::GET, "/").await;
+    assert!(page.headers().contains_key("strict-transport-security"));
+    assert!(page.text().await.expect("text").contains("dana"));
+    assert_eq!(with_cookie(Method::POST, "/logout").await.status(), 303);
+    assert_eq!(with_cookie(Method::GET, "/").await.status(), 303, "the session has ended");
+    shop.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_pipeline_shows_its_source_and_backfills_are_written_down() {
+    let server = Postgres::shared().await;
+    let pipeline = Pipeline::new("console", server, Journal::Local, |file| file).await;
+    pipeline.set_up().await;
+    let target = pipeline.target(true).await;
+    let running = pipeline.run("run", &[]);
+    running.until("the initial load", |status| status["initial_load"]["finished"] == true).await;
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    for page in PAGES {
+        let answer = client.get(format!("{}{}", running.admin, page.replace("crm", "inventory"))).send().await.expect("answers");
+        assert!(answer.status().is_success() || page.starts_with("/rows?"), "{page}: {}", answer.status());
+    }
+    let source = client.get(format!("{}/source", running.admin)).send().await.expect("answers").text().await.expect("text");
+    assert!(source.contains("The slot's survival clock") && source.contains("acknowledged"), "{source}");
+    let post = async |path: &str, body: Value| -> Value {
+        let answer = client.post(format!("{}{path}", running.admin)).json(&body).send().await.expect("answers");
+        assert!(answer.status().is_success(), "{path}: {}", answer.text().await.expect("text"));
+        answer.json().await.expect("JSON")
+    };
+    let spec = json!({"tables": ["public.customer"]});
+    let plan = post("/api/backfills", json!({"spec": spec, "dry_run": true})).await;
+    assert_eq!(plan["result"], "plan");
+    let started = post("/api/backfills", json!({"id": "guests", "spec": spec, "options": {"max_rate": 1}, "by": "test"})).await;
+    assert_eq!(started["result"], "started", "{started}");
+    for change in ["pause", "resume", "cancel"] {
+        post(&format!("/api/backfills/guests/{change}"), json!({"by": "test", "reason": format!("to {change}")})).await;
+    }
+    let audit: Value = client.get(format!("{}/audit.json", running.admin)).send().await.expect("answers").json().await.expect("JSON");
+    let said: Vec<&str> = audit["audit"].as_array().expect("a list").iter().rev().filter_map(|a| a["what"].as_str()).collect();
+    assert_eq!(
+        said,
+        ["backfill guests: start, of public.customer", "backfill guests: pause", "backfill guests: resume", "backfill guests: cancel"]
+    );
+    running.process.terminate(PATIENCE).await;
+    target.end().await;
+    pipeline.drop(server).await;
+}
