@@ -107,11 +107,7 @@ async fn six_planted_problems_are_named_and_the_index_advice_helps() {
             finding(&queries, "queries.lock_chain", "2 sessions"),
             finding(&queries, "queries.heavy_statement", "lower(email)"),
         ];
-        if six.iter().any(Option::is_none) {
-            println!("{:?}", six.map(|f| f.is_some()));
-            return None;
-        }
-        Some(queries)
+        six.iter().all(Option::is_some).then_some(queries)
     })
     .await;
     let text = queries.render(true).to_string();

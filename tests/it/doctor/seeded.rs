@@ -9,7 +9,7 @@ use tillstream::ops::doctor::{FailOn, Finding, Report, Severity, checks, examine
 use tillstream::ops::setup::{Options, apply, prepare};
 use tokio_postgres::Client;
 
-use crate::harness::{PATIENCE, Pipeline, Postgres, free_port, wait_for};
+use crate::harness::{Journal, PATIENCE, Pipeline, Postgres, RabbitMq, free_port, wait_for};
 
 /// Ten of the faults whose words are printed, to be read by people.
 const SHOWN: [&str; 10] = [
@@ -375,7 +375,7 @@ async fn evidence_can_be_copied_and_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_looks_at_journal_and_targets_as_well() {
     let server = Postgres::shared().await;
-    let pipeline = Pipeline::new("doctor-command", server, crate::harness::Journal::Local, |text| text).await;
+    let pipeline = Pipeline::new("doctor-command", server, Journal::Local, |text| text).await;
     pipeline.set_up().await;
     let run = async |name: &str, arguments: &[&str]| {
         let process = pipeline.start(name, &[&["doctor"], arguments].concat());
@@ -399,4 +399,34 @@ async fn the_command_looks_at_journal_and_targets_as_well() {
     assert!(text.contains("PostgreSQL 13") && text.contains("PostgreSQL 18") && text.contains("from 15.13 on"), "{text}");
     pipeline.pos.drop(server).await;
     pipeline.inventory.drop(server).await;
+}
+
+/// Source, journal and targets of a pipeline that has run: nothing fails, and each part says that it was looked at.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_fails_at_a_pipeline_that_works() {
+    let (server, broker) = (Postgres::shared().await, RabbitMq::shared().await);
+    let pipeline = Pipeline::new("doctor-works", server, Journal::Rabbit(broker), |text| text).await;
+    pipeline.set_up().await;
+    let target = pipeline.target(true).await;
+    pipeline.drain().await;
+    let began = Instant::now();
+    let text = pipeline.command("doctor", &["doctor", "--verbose"]).await;
+    println!("{text}\n{:.2} s in all", began.elapsed().as_secs_f64());
+    for said in [
+        "OK    capture.wal_level",
+        "OK    journal.unavailable",
+        "OK    journal.missing",
+        "OK    journal.no_leader",
+        "NOTE  journal.one_copy",
+        "OK    journal.retention_near",
+        "OK    journal.clock_offset",
+        "connector inventory: its target answers and permits",
+        "connector inventory: the clocks agree",
+        "connector engagement: the clocks agree",
+        "not checked: the broker's alarms",
+    ] {
+        assert!(text.contains(said), "{said} in\n{text}");
+    }
+    target.terminate(PATIENCE).await;
+    pipeline.drop(server).await;
 }
