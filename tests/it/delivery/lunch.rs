@@ -310,6 +310,19 @@ async fn real(name: &str, profile: &Profile, rate: Option<u64>) -> (f64, f64, u1
             most = most.max(u16::try_from(fleet.running.len()).expect("few"));
         }
     }
+    if let Some((_, port)) = fleet.running.front() {
+        let url = format!("http://127.0.0.1:{port}");
+        let profile = root().join("tests/it/fixtures/lunch.csv");
+        let profile = profile.to_str().expect("UTF-8");
+        for arguments in
+            [&["status", "--scale-advice", "--url", &url][..], &["capacity", "--profile", profile, "--lag-within", "20s", "--url", &url]]
+        {
+            let process = Process::start(&dir, "asked", arguments, &[]);
+            let status = process.wait(Duration::from_secs(30)).await;
+            println!("{} ({status}):\n{}", arguments.join(" "), std::fs::read_to_string(dir.join("asked.out")).unwrap_or_default());
+            drop(std::fs::remove_file(dir.join("asked.out")));
+        }
+    }
     for (process, _) in fleet.running {
         process.terminate(Duration::from_secs(20)).await;
     }

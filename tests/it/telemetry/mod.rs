@@ -121,6 +121,29 @@ async fn the_rules_pass_and_every_panel_of_both_boards_has_data() {
             .await;
         }
     }
+    // The same by the command line, of the process that delivers, once it has.
+    running
+        .until("a delivery that was measured", |status| {
+            status["figures"]["connectors"].as_array().is_some_and(|c| c.iter().any(|c| c["service"].is_object()))
+        })
+        .await;
+    let advice = pipeline.command("advice", &["status", "--scale-advice", "--drain-within", "10m", "--url", &running.admin]).await;
+    println!("{advice}");
+    assert!(advice.contains("limit: ") && advice.contains("replicas: 1 wanted, 1 there"), "{advice}");
+    let json = pipeline.command("advice", &["status", "--scale-advice", "--url", &running.admin, "--format", "json"]).await;
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    for key in ["bottleneck", "recommended_replicas", "max_useful_replicas", "helps", "because"] {
+        assert!(!json[key].is_null(), "{key} is missing: {json:#}");
+    }
+    let status = pipeline.command("status", &["status", "--url", &running.admin]).await;
+    println!("{status}");
+    assert!(status.contains("limit: ") && status.contains("stage "), "{status}");
+    std::fs::write(pipeline.dir.join("peak.csv"), "seconds,orders\n0,1\n60,2\n120,1\n180,0\n").expect("target/ can be written");
+    let arguments = ["capacity", "--profile", "peak.csv", "--events-per-order", "14", "--url", &running.admin];
+    let needs = pipeline.command("capacity", &arguments).await;
+    println!("{needs}");
+    assert!(needs.contains("processes that deliver") && needs.contains("capture: one process"), "{needs}");
+
     let series = prometheus.query("count({__name__=~\"tillstream_.*\"})").await.and_then(|found| Some(found.first()?.1)).unwrap_or(0.0);
     let firing = prometheus.firing("page").await;
     println!("a real Prometheus: {series} series; {} return data; firing: {firing:?}", counts.join(", "));

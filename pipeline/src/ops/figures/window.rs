@@ -130,6 +130,10 @@ impl Window {
     fn measure(&self, n: usize) -> Option<Service> {
         let (old, new, _) = self.span()?;
         let (old, new) = (old.connectors.get(n)?, new.connectors.get(n)?);
+        // What a partition that went elsewhere did is in the calls and in nothing else.
+        if old.partitions.keys().any(|p| !new.partitions.contains_key(p)) {
+            return None;
+        }
         let (events, map_us) = settled(old, new);
         let calls = new.call_times.since(&old.call_times);
         let count = calls.count();
@@ -381,9 +385,11 @@ fn slope(old: &ConnectorSample, new: &ConnectorSample) -> Option<f64> {
     (n >= 20.0 && spread / n >= 0.25).then(|| (together / spread).max(0.0))
 }
 
-/// Events settled between two samples in partitions that are in both, and the microseconds that mapping took.
+/// Events settled between two samples, and the microseconds that mapping took. A partition that is not in the first one has begun
+/// since, with nothing.
 fn settled(old: &ConnectorSample, new: &ConnectorSample) -> (u64, u64) {
-    let both = new.partitions.iter().filter_map(|(p, new)| Some((old.partitions.get(p)?, new)));
+    let none = PartitionProgress::default();
+    let both = new.partitions.iter().map(|(p, new)| (old.partitions.get(p).unwrap_or(&none), new));
     both.fold((0, 0), |(events, map), (old, new)| {
         let admitted = new.work.events.saturating_sub(old.work.events);
         let settled = (admitted + old.in_flight).saturating_sub(new.in_flight);
