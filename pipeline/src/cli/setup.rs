@@ -32,6 +32,9 @@ pub(super) struct Arguments {
     /// Take away what the pipeline has at the source: slot, publication, grants, and the roles that nobody else needs
     #[arg(long)]
     remove: bool,
+    /// With --remove: the roles too, although other slots show that another pipeline may use them
+    #[arg(long, requires = "remove")]
+    drop_roles: bool,
     /// Who runs the server, when it is not to be recognised
     #[arg(long, value_name = "rds|aurora|cloudsql|azure|supabase|neon|patroni|self", value_parser = provider)]
     provider: Option<Provider>,
@@ -82,6 +85,7 @@ pub(super) async fn run(arguments: Arguments, registry: &Registry) -> Result<(),
         stream_role: arguments.stream_role.clone(),
         backfill_role: arguments.backfill_role.clone(),
         column_lists: arguments.column_lists,
+        drop_roles: arguments.drop_roles,
     };
     let prepared = if arguments.remove {
         setup::prepare_removal(&pipeline.source, &pipeline.name, admin.as_ref(), &options).await?

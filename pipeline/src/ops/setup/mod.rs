@@ -42,11 +42,19 @@ pub struct Options {
     pub backfill_role: String,
     /// List the columns of every table in the publication, so that a later one does not leave the database by itself.
     pub column_lists: bool,
+    /// A removal drops the roles although other slots show that another pipeline may use them.
+    pub drop_roles: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { provider: None, stream_role: STREAM_ROLE.to_owned(), backfill_role: BACKFILL_ROLE.to_owned(), column_lists: false }
+        Options {
+            provider: None,
+            stream_role: STREAM_ROLE.to_owned(),
+            backfill_role: BACKFILL_ROLE.to_owned(),
+            column_lists: false,
+            drop_roles: false,
+        }
     }
 }
 
@@ -87,7 +95,7 @@ pub async fn prepare_removal(
     // A configured table that is gone has nothing to take away.
     let without = config::Source { tables: Vec::new(), ..source.clone() };
     let (facts, catalog) = look(&without, pipeline, admin_url, options).await?;
-    Ok(Prepared { plan: remove::plan(source, pipeline, &facts)?, facts, catalog })
+    Ok(Prepared { plan: remove::plan(source, pipeline, &facts, options)?, facts, catalog })
 }
 
 async fn look(

@@ -6,18 +6,19 @@ use crate::config;
 
 use super::facts::{Facts, RoleFacts};
 use super::plan::{Plan, Statement, Step, primary_only, role_there};
-use super::title;
+use super::{Options, title};
 
 /// Makes the plan. What others may need stays, and is said: a role while it owns something, has rights in other databases, or other
 /// slots show that another pipeline may use it.
-pub(super) fn plan(source: &config::Source, pipeline: &str, facts: &Facts) -> Result<Plan, CaptureError> {
+pub(super) fn plan(source: &config::Source, pipeline: &str, facts: &Facts, options: &Options) -> Result<Plan, CaptureError> {
     primary_only(facts)?;
     let header = vec![
         format!("Removes: {}", title(source, pipeline, facts)),
         "Every statement can run twice. What is in the journal and in the targets stays. End the pipeline first.".to_owned(),
         "Afterwards the pipeline cannot go on where it was: a new set-up begins a new epoch and loads the tables again.".to_owned(),
     ];
-    let steps = vec![slot(source, facts), publication(source, facts), role(facts, &facts.backfill), role(facts, &facts.stream)];
+    let steps =
+        vec![slot(source, facts), publication(source, facts), role(facts, &facts.backfill, options), role(facts, &facts.stream, options)];
     Ok(Plan { header, steps })
 }
 
@@ -58,7 +59,7 @@ fn publication(source: &config::Source, facts: &Facts) -> Step {
     step
 }
 
-fn role(facts: &Facts, role: &RoleFacts) -> Step {
+fn role(facts: &Facts, role: &RoleFacts, options: &Options) -> Step {
     let name = identifier(&role.name);
     let mut step = Step { title: format!("the role {name} and what was granted to it in this database"), ..Step::default() };
     if !role.exists {
@@ -66,7 +67,7 @@ fn role(facts: &Facts, role: &RoleFacts) -> Step {
         return step;
     }
     let mut statements: Vec<String> = Vec::new();
-    if facts.other_slots.is_empty() {
+    if facts.other_slots.is_empty() || options.drop_roles {
         let granted = &role.granted;
         statements.extend(granted.columns.iter().map(|(table, columns)| sql::revoke_columns(&role.name, table, columns)));
         statements.extend(granted.tables.iter().map(|table| format!("REVOKE SELECT ON {table} FROM {name};")));
@@ -82,7 +83,7 @@ fn role(facts: &Facts, role: &RoleFacts) -> Step {
         }
     } else {
         step.notes.push(format!("it stays with its grants: other pipelines may use it (slots {})", facts.other_slots.join(", ")));
-        step.notes.push(format!("  by hand, if none does:  DROP OWNED BY {name}; DROP ROLE {name};"));
+        step.notes.push("  --drop-roles, if none does".to_owned());
     }
     if !statements.is_empty() {
         step.statements.push(Statement(sql::only_if(&role_there(&role.name), &statements)));
@@ -109,7 +110,7 @@ mod tests {
 
     #[test]
     fn the_slot_goes_first_and_the_roles_last() {
-        let text = plan(&source(), "demo", &installed()).expect("a plan").to_string();
+        let text = plan(&source(), "demo", &installed(), &Options::default()).expect("a plan").to_string();
         let places: Vec<usize> = [
             "pg_drop_replication_slot",
             "DROP PUBLICATION",
@@ -127,11 +128,13 @@ mod tests {
     fn what_others_may_need_stays() {
         let mut shared = installed();
         shared.other_slots = vec!["other (pos2)".to_owned()];
-        let text = plan(&source(), "demo", &shared).expect("a plan").to_string();
+        let text = plan(&source(), "demo", &shared, &Options::default()).expect("a plan").to_string();
         assert!(!text.contains("    DROP ROLE") && text.contains("other (pos2)"), "{text}");
+        let all = Options { drop_roles: true, ..Options::default() };
+        assert!(plan(&source(), "demo", &shared, &all).expect("a plan").to_string().contains("    DROP ROLE tillstream;"));
         let mut owner = installed();
         owner.stream.bound_by = vec!["it owns objects".to_owned()];
-        let text = plan(&source(), "demo", &owner).expect("a plan").to_string();
+        let text = plan(&source(), "demo", &owner, &Options::default()).expect("a plan").to_string();
         assert!(text.contains("it stays: it owns objects") && !text.contains("    DROP ROLE tillstream;"), "{text}");
     }
 }
