@@ -101,11 +101,16 @@ async fn settle(admin: &Admin, fields: &Fields, decision: &Decision, discard: bo
     asked.dry_run = false;
     let done = admin.settle(asked, discard, decision).await?;
     let sentence = match discard {
-        true => format!("{} dead letters are settled without being delivered.", text::count(&done["discarded"])),
-        false => format!(
-            "{} dead letters are asked for again; the process that delivers the connector sends them.",
-            text::count(&done["requested"])
+        true => text::many(
+            done["discarded"].as_u64().unwrap_or(0),
+            "dead letter is settled without being delivered.",
+            "dead letters are settled without being delivered.",
         ),
+        false => {
+            let asked =
+                text::many(done["requested"].as_u64().unwrap_or(0), "dead letter is asked for again", "dead letters are asked for again");
+            format!("{asked}; the process that delivers the connector sends what is asked for.")
+        }
     };
     Ok(told(&sentence, Page::Letters))
 }

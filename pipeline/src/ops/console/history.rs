@@ -29,6 +29,11 @@ fn push(line: &mut VecDeque<Option<f64>>, value: Option<f64>) {
     line.push_back(value);
 }
 
+/// All points of a line's time; what was before the process began is not known.
+fn whole(line: &VecDeque<Option<f64>>) -> Vec<Option<f64>> {
+    std::iter::repeat_n(None, POINTS - line.len().min(POINTS)).chain(line.iter().copied()).collect()
+}
+
 /// Lines over time.
 #[derive(Debug, Default)]
 pub(crate) struct History {
@@ -68,13 +73,13 @@ impl History {
     /// The last hour of a line.
     pub(super) fn hour(&self, name: &str) -> Vec<Option<f64>> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.1.get(name).map(|line| line.hour.iter().copied().collect()).unwrap_or_default()
+        lines.1.get(name).map(|line| whole(&line.hour)).unwrap_or_default()
     }
 
     /// The last day of a line, of each four minutes the highest.
     pub(super) fn day(&self, name: &str) -> Vec<Option<f64>> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.1.get(name).map(|line| line.day.iter().copied().collect()).unwrap_or_default()
+        lines.1.get(name).filter(|line| line.day.len() > 1).map(|line| whole(&line.day)).unwrap_or_default()
     }
 }
 
@@ -98,7 +103,7 @@ mod tests {
             let lag = if n == 30 { 99.0 } else { 1.0 };
             history.take(&json!({"connectors": [{"name": "crm", "lag_seconds": lag}]}));
             if n == 47 {
-                assert_eq!(history.day("lag crm"), [Some(1.0), Some(99.0)]);
+                assert_eq!(history.day("lag crm")[POINTS - 3..], [None, Some(1.0), Some(99.0)]);
             }
         }
         assert_eq!((history.hour("lag crm").len(), history.day("lag crm").len()), (POINTS, POINTS));

@@ -199,7 +199,7 @@ pub(super) fn table(caption: &str, heads: &[&str], numbers: &[usize], rows: Vec<
                 thead { tr { @for (i, head) in heads.iter().enumerate() { th scope="col" class=(if numbers.contains(&i) { "n" } else { "" }) { (head) } } } }
                 tbody {
                     @for row in rows { tr { @for (i, cell) in row.into_iter().enumerate() {
-                        @if i == 0 { th scope="row" { (cell) } } @else { td class=(if numbers.contains(&i) { "n" } else { "" }) { (cell) } }
+                        @if i == 0 { th scope="row" class=(if numbers.contains(&0) { "n" } else { "" }) { (cell) } } @else { td class=(if numbers.contains(&i) { "n" } else { "" }) { (cell) } }
                     } } }
                 }
             }

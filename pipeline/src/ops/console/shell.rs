@@ -76,8 +76,9 @@ pub(super) fn page(admin: &Admin, caller: &Caller, page: Page, fields: &Fields, 
         }
         p.lead { (page.lead()) }
         @if page.lives() { p.stale hidden data-stale role="alert" { "What is shown here is old: nothing came from the server. Every state is unknown." } }
+        @if page.asks_first() { (view.still) }
         div id="live" data-live=[page.lives().then_some(live)] { p hidden data-headline { (view.headline) } (view.live) }
-        (view.still)
+        @if !page.asks_first() { (view.still) }
     };
     around(admin, Some(caller), page.title(), Some(page), page.lives(), &content)
 }

@@ -72,6 +72,11 @@ pub(super) fn grouped(n: u64) -> String {
     out
 }
 
+/// `1 event was`, `3 events were`.
+pub(super) fn many(n: u64, one: &str, more: &str) -> String {
+    format!("{} {}", grouped(n), if n == 1 { one } else { more })
+}
+
 /// A count; a dash for what is none.
 pub(super) fn count(value: &Value) -> String {
     value.as_u64().map_or_else(|| "–".to_owned(), grouped)
@@ -108,7 +113,8 @@ pub(super) fn seconds(value: &Value) -> String {
 pub(super) fn span(seconds: f64) -> String {
     match seconds {
         s if !s.is_finite() || s < 0.0 => "–".to_owned(),
-        s if s < 0.0005 => "0".to_owned(),
+        s if s < 0.000_000_5 => "0".to_owned(),
+        s if s < 0.000_5 => format!("{:.0} µs", s * 1e6),
         s if s < 0.01 => format!("{:.1} ms", s * 1e3),
         s if s < 1.0 => format!("{:.0} ms", s * 1e3),
         s if s < 10.0 => format!("{s:.1} s"),
@@ -147,6 +153,7 @@ mod tests {
             ("0".into(), "3.2".into(), "9\u{202f}876".into(), "1.2 M".into())
         );
         assert_eq!((span(0.34), span(1.94), span(7800.0)), ("340 ms".into(), "1.9 s".into(), "2 h 10 m".into()));
+        assert_eq!((span(0.0), span(0.000_02)), ("0".into(), "20 µs".into()));
         assert_eq!((span(f64::NAN), span(-1.0), percent(0.876)), ("–".into(), "–".into(), "88 %".into()));
     }
 }

@@ -93,7 +93,7 @@ fn one(admin: &Admin, caller: &Caller, connector: &Value, status: &Value) -> Vie
                     p { "Last error " (parts::time(&connector["last_error"]["at"])) ": " (parts::code(&connector["last_error"]["code"])) }
                     p.why { (text::inert(connector["last_error"]["message"].as_str().unwrap_or_default(), 400)) }
                 }
-                p { a href=(link("/dead-letters", &[("connector", &name)])) { (text::count(&connector["dead_letters"])) " open dead letters" } }
+                p { a href=(link("/dead-letters", &[("connector", &name)])) { (text::many(connector["dead_letters"].as_u64().unwrap_or(0), "open dead letter", "open dead letters")) } }
             }
         }
         (partitions(connector))

@@ -21,9 +21,9 @@ pub(super) fn view(fields: &Fields) -> View {
             View { document, headline: e.meaning.to_owned(), live, still: nothing() }
         }
         None => {
-            let rows = codes::ALL.iter().map(|e| vec![parts::code(&Value::from(e.code)), html! { (e.meaning) }, html! { (e.fix) }]);
+            let rows = codes::ALL.iter().map(|e| vec![parts::code(&Value::from(e.code)), html! { (e.meaning) }]);
             let document = json!({"codes": codes::ALL.iter().map(|e| e.code).collect::<Vec<_>>()});
-            let live = parts::table("All codes", &["Code", "Meaning", "What helps"], &[], rows.collect());
+            let live = parts::table("All codes", &["Code", "Meaning"], &[], rows.collect());
             View { document, headline: "All codes.".to_owned(), live, still: nothing() }
         }
     }

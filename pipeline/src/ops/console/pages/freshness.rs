@@ -52,8 +52,11 @@ pub(super) fn view(admin: &Admin) -> View {
                     h2 { (parts::cell(&c["name"])) }
                     h3 { "Oldest event that waits: last hour" }
                     (parts::line(&line(&c["hour"]), "oldest waits", text::span))
-                    h3 { "Last day, of each four minutes the worst" }
-                    (parts::line(&line(&c["day"]), "oldest waited", text::span))
+                    @let day = line(&c["day"]);
+                    @if !day.is_empty() {
+                        h3 { "Last day, of each four minutes the worst" }
+                        (parts::line(&day, "oldest waited", text::span))
+                    }
                 }
             }
         }

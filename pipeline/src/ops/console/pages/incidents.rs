@@ -29,7 +29,7 @@ pub(super) fn view(admin: &Admin) -> View {
     };
     let headline = match troubles.len() {
         0 => "Nothing is wrong that this process can see.".to_owned(),
-        n => format!("{n} things are not as they should be."),
+        n => text::many(n as u64, "thing is not as it should be.", "things are not as they should be."),
     };
     View { document, headline, live, still: nothing() }
 }
@@ -62,7 +62,8 @@ fn troubles(status: &Value) -> Vec<Value> {
             "fix": fix.or(known.map(|c| c.fix)), "page": page,
         })
     };
-    for gap in status["source"]["coverage"].as_array().into_iter().flatten() {
+    // What loses nothing may be meant; the source's page has it.
+    for gap in status["source"]["coverage"].as_array().into_iter().flatten().filter(|gap| gap["loses"] == true) {
         let text = |key: &str| gap[key].as_str().unwrap_or_default();
         found.push(of_code(text("of"), text("code"), "degraded", text("what"), "/source".to_owned(), gap["fix"].as_str()));
     }
@@ -70,8 +71,14 @@ fn troubles(status: &Value) -> Vec<Value> {
         let (name, letters) = (connector["name"].as_str().unwrap_or_default(), connector["dead_letters"].as_u64().unwrap_or(0));
         if letters > 0 {
             let fix = "Diagnose them, mend the cause, then redrive them; a decision not to deliver them is a discard.";
-            let (what, page) =
-                (format!("{letters} events were refused for good and wait for a decision"), link("/dead-letters", &[("connector", name)]));
+            let (what, page) = (
+                text::many(
+                    letters,
+                    "event was refused for good and waits for a decision",
+                    "events were refused for good and wait for a decision",
+                ),
+                link("/dead-letters", &[("connector", name)]),
+            );
             found.push(of_code(&format!("dead letters of {name}"), "", "degraded", &what, page, Some(fix)));
         }
     }

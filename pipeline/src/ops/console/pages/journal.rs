@@ -26,7 +26,9 @@ pub(super) fn view(admin: &Admin) -> View {
     let mut partitions = Vec::new();
     for partition in journal["partitions"].as_array().into_iter().flatten() {
         let number = partition["partition"].as_u64().and_then(|n| u16::try_from(n).ok()).unwrap_or(0);
-        let last = partition["last_offset"].as_u64();
+        // The end is asked for every few seconds; a checkpoint may know better.
+        let settled = stands.values().filter_map(|of| of.get(&number)).map(|at| at.0.saturating_sub(1)).max();
+        let last = partition["last_offset"].as_u64().max(settled);
         let connectors: Vec<Value> = stands
             .iter()
             .map(|(name, of)| {

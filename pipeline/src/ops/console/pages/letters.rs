@@ -51,7 +51,7 @@ pub(super) async fn view(admin: &Admin, caller: &Caller, fields: &Fields) -> Res
     };
     let headline = match open {
         0 => "No dead letter is open.".to_owned(),
-        n => format!("{} dead letters are open.", text::grouped(n)),
+        n => text::many(n, "dead letter is open.", "dead letters are open."),
     };
     Ok(View { document, headline, live, still })
 }
@@ -104,7 +104,7 @@ fn one(letter: &Value) -> Markup {
     html! {
         article.panel.letter {
             h2 { a href=(link("/dead-letters", &[("connector", connector), ("id", id)])) { code { (text::inert(id, 80)) } } }
-            p { (parts::code(&letter["code"])) " · " (parts::word(connector)) " · " (text::count(&letter["attempts"])) " attempts, the last " (parts::time(&letter["last_at_ms"]))
+            p { (parts::code(&letter["code"])) " · " (parts::word(connector)) " · " (text::many(letter["attempts"].as_u64().unwrap_or(0), "attempt", "attempts")) ", the last " (parts::time(&letter["last_at_ms"]))
                 @if letter["redrive_requested"] == true { " · " strong { "asked for again" } } }
             p.why { (text::inert(letter["message"].as_str().unwrap_or_default(), 600)) }
             p.dim { (parts::cell(&event["op"])) " of " (parts::cell(&event["schema"])) "." (parts::cell(&event["table"])) ", partition " (text::count(&letter["partition"])) " offset " (text::count(&letter["offset"])) }
@@ -126,7 +126,7 @@ fn deeds(caller: &Caller, choice: &Choice, open: u64) -> Markup {
     diagnose.push(("diagnose", "yes"));
     let number = text::grouped(open);
     html! {
-        section.panel { h2 { "Actions on these " (number) }
+        section.panel { h2 { "Actions on " (text::many(open, "dead letter", "dead letters")) }
             p { a.button href=(link("/dead-letters", &diagnose)) { "Diagnose" } " " (parts::command(&format!("tillstream dead-letters diagnose{flags}"))) }
             details id="redrive" { summary { "Deliver them again" }
                 p.dim { "Under the ids, keys and versions that they had." }

@@ -121,6 +121,11 @@ impl Page {
         self != Page::Explain
     }
 
+    /// Whether what is asked stands before what is shown.
+    pub(super) fn asks_first(self) -> bool {
+        self == Page::Tail
+    }
+
     /// Whether it is made again while somebody looks.
     pub(super) fn lives(self) -> bool {
         // Reading the journal from end to end is no thing to do every two seconds.

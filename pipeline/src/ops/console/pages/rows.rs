@@ -45,10 +45,10 @@ pub(super) async fn view(admin: &Admin, fields: &Fields) -> Result<View, Failure
 fn told(event: &Value) -> maud::Markup {
     html! {
         li {
-            p.when { (parts::time(&event["committed_at"])) " " span class=(format!("op op-{}", event["op"].as_str().unwrap_or_default())) { (parts::cell(&event["op"])) } }
+            p.when { @if event["committed_at"].is_string() { (parts::time(&event["committed_at"])) } @else { (parts::time(&event["stored_at_ms"])) } " " span class=(format!("op op-{}", event["op"].as_str().unwrap_or_default())) { (parts::cell(&event["op"])) } }
             p { code { (text::cell(&event["id"])) } }
             p.dim {
-                "stored in partition " (text::count(&event["partition"])) " at offset " (text::count(&event["offset"]))
+                "stored at " code { "p" (text::cell(&event["partition"])) "@" (text::cell(&event["offset"])) }
                 @if let Some(ms) = event["stored_after_ms"].as_f64() { ", " (text::span((ms / 1e3).max(0.0))) " after the commit" } @else { ", read by a backfill" }
             }
             @for (name, lines) in event["connectors"].as_object().into_iter().flatten() {

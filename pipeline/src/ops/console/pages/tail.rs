@@ -27,7 +27,8 @@ pub(super) async fn view(admin: &Admin, fields: &Fields) -> Result<View, Failure
             html! { span class=(format!("op op-{}", e["op"].as_str().unwrap_or_default())) { (parts::cell(&e["op"])) } },
             parts::cell(&e["table"]),
             parts::time(&e["committed_at"]),
-            html! { "p" (text::count(&e["partition"])) "@" (text::count(&e["offset"])) },
+            // As `tap --from` takes it.
+            html! { code { "p" (text::cell(&e["partition"])) "@" (text::cell(&e["offset"])) } },
             html! { (names(&e["key"])) },
             html! { (names(&e["columns"])) },
         ]
