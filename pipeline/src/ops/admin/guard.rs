@@ -32,7 +32,8 @@ const HEADERS: [(HeaderName, HeaderValue); 6] = [
     ),
     (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
-    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    // Told to nobody else; to ourselves it has to be, or browsers send forms as coming from nowhere.
+    (header::REFERRER_POLICY, HeaderValue::from_static("same-origin")),
     (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
     (HeaderName::from_static("cross-origin-opener-policy"), HeaderValue::from_static("same-origin")),
 ];
@@ -177,10 +178,11 @@ fn own_host(admin: &Admin, headers: &HeaderMap) -> Result<(), Failure> {
 fn own_site(headers: &HeaderMap) -> Result<(), Failure> {
     let text = |name: &HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or("null"));
     let cross = || Failure::new("admin.cross_site", "the request was sent by another site's page");
-    if let Some(site) = text(&HeaderName::from_static("sec-fetch-site"))
-        && !matches!(site, "same-origin" | "none")
-    {
-        return Err(cross());
+    match text(&HeaderName::from_static("sec-fetch-site")) {
+        // The browser says itself that the page is ours, whatever it makes of the origin.
+        Some("same-origin") => return Ok(()),
+        Some("none") | None => {}
+        Some(_) => return Err(cross()),
     }
     if let Some(origin) = text(&header::ORIGIN) {
         // The scheme aside: a proxy may speak TLS for us.
@@ -215,5 +217,26 @@ mod tests {
         assert_eq!((cookie(&both), bearer(&both)), (Some("xyz"), Some("t0ken")));
         assert_eq!(cookie(&headers(&[("cookie", "tillstreams=xyz; b")])), None);
         assert_eq!(bearer(&headers(&[("authorization", "Basic xyz")])), None);
+    }
+
+    #[test]
+    fn only_our_own_pages_change_something() {
+        let is_own = |pairs: &[(&'static str, &'static str)]| {
+            let mut all = vec![("host", "127.0.0.1:7410")];
+            all.extend(pairs);
+            own_site(&headers(&all)).is_ok()
+        };
+        assert!(
+            is_own(&[])
+                && is_own(&[("origin", "http://127.0.0.1:7410")])
+                && is_own(&[("origin", "null"), ("sec-fetch-site", "same-origin")])
+        );
+        for bad in ["http://127.0.0.1:7411", "https://evil.example", "null", "127.0.0.1:7410", ""] {
+            assert!(!is_own(&[("origin", bad)]), "{bad}");
+        }
+        assert!(
+            !is_own(&[("sec-fetch-site", "cross-site")])
+                && !is_own(&[("sec-fetch-site", "same-site"), ("origin", "http://127.0.0.1:7410")])
+        );
     }
 }
