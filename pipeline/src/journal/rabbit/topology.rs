@@ -182,8 +182,8 @@ fn refusal(stream: &str, code: &ResponseCode, arguments: &Arguments) -> JournalE
             let mut wanted: Vec<String> = arguments.iter().map(|(key, value)| format!("{key}={value}")).collect();
             wanted.sort();
             JournalError::Unusable(format!(
-                "stream {stream} exists with other arguments than {}; arguments are fixed at creation: change retention by a policy of the broker, \
-                 and put the configuration back to what the stream has",
+                "stream {stream} exists with other arguments than {}; arguments are fixed at creation: put the configuration back to what the \
+                 stream has (a policy of the broker can shorten its retention, never lengthen it)",
                 wanted.join(", ")
             ))
         }
