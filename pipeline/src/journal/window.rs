@@ -24,6 +24,18 @@ pub(super) struct Limits {
     pub(super) batch_bytes_max: usize,
 }
 
+/// What is taken at once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Portion {
+    /// Bytes; one batch is always taken, however large.
+    pub(super) bytes_max: usize,
+    /// Of them, beside each batch.
+    pub(super) beside: usize,
+    /// Bytes under way at which whoever takes gets three quarters of `bytes_max` or waits for the next confirm: what is sent then is late already,
+    /// and a journal that is woken by every batch spends more on waking up than on storing.
+    pub(super) busy: usize,
+}
+
 /// The unconfirmed batches of one writer.
 #[derive(Debug)]
 pub(super) struct Window {
@@ -99,20 +111,17 @@ impl Window {
         self.state().logs.keys().copied().collect()
     }
 
-    /// Takes batches of `log` that were not taken yet, oldest first, until they make `bytes_max`; at least one where there is one.
-    ///
-    /// While `busy` bytes and more are under way, whoever takes gets three quarters of `bytes_max` or waits for the next confirm: what is
-    /// sent then is late already, and a journal that is woken by every batch spends more on waking up than on storing.
-    pub(super) fn take(&self, log: Log, bytes_max: usize, busy: usize) -> Vec<(PublishId, Batch)> {
+    /// Takes batches of `log` that were not taken yet, oldest first, as many as the portion has room for.
+    pub(super) fn take(&self, log: Log, portion: Portion) -> Vec<(PublishId, Batch)> {
         let mut state = self.state();
         let Some(lane) = state.logs.get_mut(&log) else { return Vec::new() };
         let (mut out, mut bytes) = (Vec::new(), 0);
-        if lane.flying >= busy && lane.waiting < bytes_max / 4 * 3 {
+        if lane.flying >= portion.busy && lane.waiting < portion.bytes_max / 4 * 3 {
             return out;
         }
         while let Some(next) = lane.pending.get(lane.taken) {
-            bytes += if next.confirmed { 0 } else { next.batch.bytes.len() };
-            if !out.is_empty() && bytes > bytes_max {
+            bytes += if next.confirmed { 0 } else { next.batch.bytes.len() + portion.beside };
+            if !out.is_empty() && bytes > portion.bytes_max {
                 break;
             }
             if !next.confirmed {
@@ -306,6 +315,7 @@ mod tests {
 
     const LIMITS: Limits = Limits { bytes_max: 30, batches_max: 4, batch_bytes_max: 100 };
     const LOG: Log = Log::Data(0);
+    const ALL: Portion = Portion { bytes_max: usize::MAX, beside: 0, busy: usize::MAX };
 
     fn batch(len: usize) -> Batch {
         let mut bytes = u32::try_from(len - 4).unwrap().to_be_bytes().to_vec();
@@ -314,7 +324,7 @@ mod tests {
     }
 
     fn taken(window: &Window) -> Vec<u64> {
-        window.take(LOG, usize::MAX, usize::MAX).into_iter().map(|(id, _)| id.0).collect()
+        window.take(LOG, ALL).into_iter().map(|(id, _)| id.0).collect()
     }
 
     #[tokio::test]
@@ -366,7 +376,7 @@ mod tests {
     async fn while_much_is_under_way_batches_wait_for_company_or_a_confirm() {
         let window = Window::new(Limits { bytes_max: 1_000, batches_max: 100, batch_bytes_max: 100 });
         let handle = window.handle();
-        let take = || window.take(LOG, 40, 60).len();
+        let take = || window.take(LOG, Portion { bytes_max: 42, beside: 1, busy: 60 }).len();
         for id in 1..=6 {
             handle.append(LOG, PublishId(id), batch(20)).await.unwrap();
         }
@@ -384,6 +394,10 @@ mod tests {
         window.rewind(LOG);
         window.confirm(LOG, [PublishId(7)]);
         assert_eq!((take(), take()), (1, 0), "what was sent is counted anew, and what is confirmed is not sent");
+        window.rewind(LOG);
+        let cramped = Portion { bytes_max: 42, beside: 2, busy: usize::MAX };
+        handle.append(LOG, PublishId(8), batch(20)).await.unwrap();
+        assert_eq!(window.take(LOG, cramped).len(), 1, "what stands beside a batch takes room too");
     }
 
     #[tokio::test]

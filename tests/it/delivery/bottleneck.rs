@@ -188,8 +188,11 @@ async fn what_limits_a_connector_is_named() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mapping_that_takes_the_processor_is_named_and_an_idle_connector_is_not() {
     let api = target(Act::Serve).await;
-    let map =
-        json!({"id": "{{ idempotency_key }}", "work": "{{ range(4000) | list | length }}", "more": "{{ range(4000) | list | length }}"});
+    // Enough to do that it takes longer than the window that figures look back over, on a fast machine too.
+    let mut map = json!({"id": "{{ idempotency_key }}"});
+    for n in 0..8 {
+        map[format!("work_{n}")] = json!("{{ range(4000) | list | length }}");
+    }
     let mapping = Mapping::compile(None, Some(&map)).expect("sound");
     let mut connector = to(&api.url("/http/events"), 4, 50);
     connector.target = mapped_target(&api.url("/http/events"), json!({"mode": "batch"}));

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::store::Store;
 use super::{BATCH_BYTES_MAX, Shared, blocking};
-use crate::journal::window::{Handle, Limits, Window};
+use crate::journal::window::{Handle, Limits, Portion, Window};
 use crate::journal::{Batch, JournalError, Log, ProducerName, PublishId, Writer};
 use crate::retry::Delays;
 
@@ -19,8 +19,8 @@ const LIMITS: Limits = Limits {
     batch_bytes_max: BATCH_BYTES_MAX,
 };
 
-/// The most bytes of one transaction: large enough that the sync is a small part of its cost, small enough that readers follow closely.
-const TRANSACTION_BYTES_MAX: usize = 4 << 20;
+/// What one transaction takes: large enough that the sync is a small part of its cost, small enough that readers follow closely.
+const TRANSACTION: Portion = Portion { bytes_max: 4 << 20, beside: 0, busy: usize::MAX };
 
 pub(super) struct LocalWriter {
     window: Handle,
@@ -51,7 +51,7 @@ async fn run(shared: &Arc<Shared>, window: &Window, name: &ProducerName, store: 
         work.mark_unchanged();
         let mut idle = true;
         for log in window.logs() {
-            let batches = Arc::new(window.take(log, TRANSACTION_BYTES_MAX, usize::MAX));
+            let batches = Arc::new(window.take(log, TRANSACTION));
             if batches.is_empty() {
                 continue;
             }

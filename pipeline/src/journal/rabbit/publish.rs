@@ -28,7 +28,7 @@ use super::deliver::last;
 use super::frame::{Frame, Incoming, code, code_error, key};
 use super::patience::Patience;
 use crate::config::Compression;
-use crate::journal::window::{Handle, Limits, Window};
+use crate::journal::window::{Handle, Limits, Portion, Window};
 use crate::journal::{Batch, JournalError, Log, ProducerName, PublishId, Writer};
 
 /// Unconfirmed bytes: some 50 ms of what one broker takes in, many round trips. The broker joins what is under way into one
@@ -40,7 +40,7 @@ const UNCONFIRMED_BATCHES_MAX: usize = 4_096;
 
 /// Bytes of one Publish frame when several batches wait; a larger batch travels alone. A frame wakes half a dozen of the broker's threads,
 /// which costs it more than storing a quarter of this; RabbitMQ's own limit is a megabyte.
-const FRAME_BYTES: usize = (1 << 20) - RESERVE;
+const FRAME_BYTES: usize = 1 << 20;
 
 /// Unconfirmed bytes of a log at which frames are filled: no live point of sale has as many under way, a backlog always has.
 const BUSY_BYTES: usize = 512 << 10;
@@ -262,6 +262,7 @@ async fn batches(
     frame_max: u32,
 ) -> Result<(), JournalError> {
     let broken = |error: std::io::Error| JournalError::Unavailable(format!("publishing: {error}"));
+    let portion = portion(frame_max);
     let mut packer = shared.lz4.then(Packer::default);
     let mut work = shared.window.work();
     let mut tick = interval(beat / 2);
@@ -271,7 +272,7 @@ async fn batches(
         if shared.window.is_closed() {
             return Ok(());
         }
-        let batches = shared.window.take(log, FRAME_BYTES.min(batch_bytes_max(frame_max)), BUSY_BYTES);
+        let batches = shared.window.take(log, portion);
         if batches.is_empty() {
             tokio::select! {
                 _ = work.changed() => {}
@@ -281,6 +282,12 @@ async fn batches(
         }
         write_frame(writer, frame(batches, packer.as_mut(), frame_max)?).await.map_err(broken)?;
     }
+}
+
+/// What one frame has room for.
+fn portion(frame_max: u32) -> Portion {
+    let bytes_max = if frame_max == 0 { FRAME_BYTES } else { FRAME_BYTES.min(frame_max as usize) };
+    Portion { bytes_max: bytes_max - FRAME_HEADER.min(bytes_max), beside: ENTRY_HEADER, busy: BUSY_BYTES }
 }
 
 /// A Publish frame in pieces, so that batches are not copied.
@@ -337,6 +344,8 @@ pub(super) fn batch_bytes_max(frame_max: u32) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::journal::contract::entries;
 
@@ -358,6 +367,16 @@ mod tests {
         for frame_max in [8192, 1 << 20, 0] {
             let max = batch_bytes_max(frame_max);
             assert!(frame(vec![(PublishId(1), entries(0..1, max - 4))], None, frame_max).is_ok());
+        }
+        // Many small ones as well, as a broker that was away for a while finds them.
+        for frame_max in [8192, 100_000, 1 << 20, 0] {
+            let window = Window::new(Limits { bytes_max: 4 << 20, batches_max: 40_000, batch_bytes_max: batch_bytes_max(frame_max) });
+            let handle = window.handle();
+            for id in 1..=40_000 {
+                assert!(handle.append(Log::Data(0), PublishId(id), entries(id..id + 1, 40)).now_or_never().is_some_and(|r| r.is_ok()));
+            }
+            let batches = window.take(Log::Data(0), portion(frame_max));
+            assert!(batches.len() > 50 && frame(batches, None, frame_max).is_ok(), "{frame_max}");
         }
         let too_large = frame(vec![(PublishId(1), entries(0..1, 8192))], None, 8192);
         assert!(matches!(too_large, Err(JournalError::Unusable(_))));
