@@ -98,7 +98,8 @@ installed=$(basename "$(dirname "$(docker/postgres.sh bin)")")
 # What takes most of its time waiting (for a server's timeouts, for kills, for processes to be taken over) is no part of a quick run.
 patient=(slot::stall slot::idle slot::refill slot::readers slot::spill faults::kills faults::absent contract::broker contract::cut_connections contract::tls
     contract::what_can_not_work contract::a_deleted_stream contract::a_stream_that_ends
-    e2e::shutdown delivery::schema_change backfill::long backfill::speed backfill::commands::an_id backfill::commands::backfills_that)
+    e2e::shutdown delivery::schema_change delivery::bottleneck delivery::capacity telemetry::limits telemetry::the_rules doctor::queries console::a_whole
+    backfill::long backfill::speed backfill::commands::an_id backfill::commands::backfills_that)
 integration() {
     local skips=() all name
     if [ "$level" = quick ]; then
