@@ -128,11 +128,24 @@ struct Partition {
     tail: Position,
     /// Events of the open transaction that belong here, the skipped ones included.
     here: u32,
+    /// The transaction of `prev`.
+    last: Last,
+}
+
+/// The transaction of a partition's last live entry.
+#[derive(Clone, Debug)]
+enum Last {
+    /// What the tail said of it.
+    Stored(Option<Evidence>),
+    /// This run wrote it: transaction id and commit time.
+    Written(u32, i64),
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Transaction {
     commit_lsn: Lsn,
+    xid: u32,
+    commit_time: i64,
     /// Changes so far: the next ordinal.
     ordinal: u32,
     /// Events so far; an event in every partition counts once.
@@ -169,8 +182,15 @@ impl Appender {
     pub fn new(run: Run, batch_max: usize, tails: &[Tail]) -> Self {
         assert!(batch_max >= 1024, "a journal takes batches of at least a KiB");
         let batch_target = batch_max.min(BATCH_BYTES_TARGET);
-        let partition =
-            |tail: &Tail| Partition { buffer: BatchBuffer::default(), count: 1, prev: tail.position, tail: tail.position, here: 0 };
+        let partition = |tail: &Tail| Partition {
+            buffer: BatchBuffer::default(),
+            count: 1,
+            prev: tail.position,
+            tail: tail.position,
+            here: 0,
+            // Of an earlier epoch's history nothing is compared.
+            last: Last::Stored(tail.evidence.clone().filter(|_| tail.position.epoch == run.epoch)),
+        };
         Appender {
             batch_target,
             batch_max,
@@ -203,7 +223,7 @@ impl Appender {
     pub fn begin(&mut self, commit_lsn: Lsn, xid: u32, commit_time: i64) -> Result<(), Diverged> {
         assert!(self.transaction.is_none(), "transactions do not nest");
         self.replay.begin(commit_lsn, xid, commit_time)?;
-        self.transaction = Some(Transaction { commit_lsn, ordinal: 0, total: 0 });
+        self.transaction = Some(Transaction { commit_lsn, xid, commit_time, ordinal: 0, total: 0 });
         Ok(())
     }
 
@@ -273,6 +293,9 @@ impl Appender {
         if position <= p.tail {
             return Ok(Put::Skipped);
         }
+        if self.transaction.is_none() {
+            p.last = Last::Stored(None);
+        }
         self.write(partition, Kind::Event, position, encode)?;
         Ok(Put::Written)
     }
@@ -293,6 +316,7 @@ impl Appender {
             let p = &mut self.partitions[usize::from(partition)];
             let here = std::mem::take(&mut p.here);
             if position > p.tail {
+                p.last = Last::Written(transaction.xid, transaction.commit_time);
                 let written: Result<(), std::convert::Infallible> = self.write(partition, Kind::End, position, |to| {
                     body(to, here, transaction.total);
                     Ok(())
@@ -317,6 +341,29 @@ impl Appender {
     ) -> Result<(), E> {
         debug_assert!(matches!(kind, Kind::Read | Kind::Marker), "live entries have their own ways");
         self.write(partition, kind, position, encode)
+    }
+
+    /// Writes a marker into every partition: an object with these fields, and the transaction of the partition's position, so
+    /// that the next start finds it in the last entry even when nothing else follows.
+    pub fn mark(&mut self, fields: &str) {
+        for partition in 0..self.partitions() {
+            let mut body = format!("{{{fields}");
+            match &self.partitions[usize::from(partition)].last {
+                Last::Stored(None) => {}
+                Last::Stored(Some(last)) => body += &format!(r#","xid":{},"committed_at":"{}""#, last.xid, last.committed_at),
+                Last::Written(xid, commit_time) => {
+                    let mut committed_at = Vec::new();
+                    write_instant(&mut committed_at, *commit_time);
+                    body += &format!(r#","xid":{xid},"committed_at":"{}""#, String::from_utf8_lossy(&committed_at));
+                }
+            }
+            body.push('}');
+            let written: Result<(), std::convert::Infallible> = self.aside(partition, Kind::Marker, Position::NONE, |to| {
+                to.extend_from_slice(body.as_bytes());
+                Ok(())
+            });
+            let Ok(()) = written;
+        }
     }
 
     /// Hands over a batch for the control log.
@@ -834,5 +881,43 @@ mod tests {
         assert_eq!(failed, Err("cannot"));
         event(&mut a, 0, b"{}");
         assert_eq!(taken(&mut a), ["Data(0)#1 event 10-1<-"]);
+    }
+
+    #[test]
+    fn markers_stand_in_every_partition_beside_the_transaction_of_its_position() {
+        let evidence = Some(Evidence { xid: 5, committed_at: "2026-11-22T10:00:00.000000Z".to_owned() });
+        let tails = [Tail { position: at(50, 0), evidence: evidence.clone() }, Tail { position: at(40, 0), evidence: None }];
+        let mut a = Appender::new(run(), MAX, &tails);
+        let bodies = |a: &mut Appender| -> Vec<String> {
+            a.cut_all();
+            let batches: Vec<Ready> = std::iter::from_fn(|| a.take_ready()).collect();
+            let marker = |ready: &Ready| {
+                let last = Records::new(&ready.batch.bytes).last().expect("an entry").expect("framed");
+                let entry = Entry::decode(last).expect("decodes");
+                assert_eq!((entry.header.kind, entry.header.position), (Kind::Marker, Position::NONE));
+                format!("{:?}<{} {}", ready.log, entry.header.prev, String::from_utf8_lossy(entry.body))
+            };
+            batches.iter().map(marker).collect()
+        };
+        a.mark(r#""marker":"x""#);
+        let stored = r#"{"marker":"x","xid":5,"committed_at":"2026-11-22T10:00:00.000000Z"}"#;
+        assert_eq!(bodies(&mut a), [format!("Data(0)<{} {stored}", at(50, 0)), format!("Data(1)<{} {{\"marker\":\"x\"}}", at(40, 0))]);
+        a.begin(Lsn(60), 6, 0).expect("fits");
+        event(&mut a, 1, b"{}");
+        end(&mut a);
+        a.mark(r#""marker":"y""#);
+        let written = r#"{"marker":"y","xid":6,"committed_at":"2000-01-01T00:00:00.000000Z"}"#;
+        let again = stored.replace('x', "y").replace("yid", "xid");
+        let end_of_60 = Position::end(1, Lsn(60));
+        assert_eq!(bodies(&mut a), [format!("Data(0)<{} {again}", at(50, 0)), format!("Data(1)<{end_of_60} {written}")]);
+        // A message outside a transaction has none, and an earlier epoch's counts for nothing.
+        let written: Result<Put, Infallible> = a.event(0, at(70, 0), |_| Ok(()));
+        assert_eq!(written, Ok(Put::Written));
+        a.mark(r#""marker":"z""#);
+        assert_eq!(bodies(&mut a)[0], format!("Data(0)<{} {{\"marker\":\"z\"}}", at(70, 0)));
+        let earlier = Tail { position: Position::new(1, Lsn(50), 0), evidence };
+        let mut later = Appender::new(Run { epoch: 2, ..run() }, MAX, &[earlier]);
+        later.mark(r#""marker":"epoch""#);
+        assert!(bodies(&mut later)[0].ends_with("{\"marker\":\"epoch\"}"));
     }
 }

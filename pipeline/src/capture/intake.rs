@@ -23,8 +23,9 @@ use super::stats::Stats;
 use super::{CaptureError, Settings};
 use crate::control::{self, Body, DeadLetter, LayoutColumn, Record, Stamp, TableLayout, now_ms};
 use crate::journal::{Offset, PublishId};
+use crate::telemetry::canary::{self, Canary};
 
-/// Prefix of our own logical messages: they carry a backfill's watermarks and are never published.
+/// Prefix of our own logical messages: they carry a backfill's watermarks and canaries, and are never published.
 pub const OWN_PREFIX: &[u8] = b"tillstream/";
 
 /// The name under which dead letters of capture itself stand beside those of the connectors.
@@ -79,6 +80,10 @@ pub struct Intake {
     waiting: VecDeque<Waiting>,
     /// Records in the control log's writer, each with the id of its last batch.
     written: VecDeque<(PublishId, HandOver)>,
+    /// A canary of the open transaction.
+    canary: Option<Canary>,
+    /// A canary whose markers are written, and what has to be confirmed until they are stored.
+    marked: Option<(Canary, Box<[PublishId]>)>,
     stamp: Stamp,
     batch_max: usize,
     row_bytes_max: usize,
@@ -105,6 +110,8 @@ impl Intake {
             watched: false,
             waiting: VecDeque::new(),
             written: VecDeque::new(),
+            canary: None,
+            marked: None,
             stamp,
             batch_max,
             row_bytes_max: settings.row_bytes_max,
@@ -250,6 +257,9 @@ impl Intake {
         }
         let context = &open.context;
         self.appender.commit(|to, here, total| encode::end(to, context, u64::from(here), u64::from(total))).map_err(diverged)?;
+        if let Some(canary) = self.canary.take() {
+            self.mark(canary);
+        }
         self.ended(commit.end_lsn);
         self.counts.transactions += 1;
         self.committed_at_ms = commit.commit_time.saturating_add(POSTGRES_EPOCH_US) / 1000;
@@ -257,6 +267,16 @@ impl Intake {
             hook.commit(open.begin.xid, commit.end_lsn);
         }
         Ok(())
+    }
+
+    /// Sends a canary on: a marker in every partition. Only our own and only once: what the server sends again after a restart
+    /// tells nothing of now.
+    fn mark(&mut self, canary: Canary) {
+        self.appender.mark(&format!(r#""marker":"{}","canary":{}"#, canary::MARKER, canary.content()));
+        // While one is under way for long the next ones are not waited for: its time is the one that tells.
+        if self.marked.is_none() {
+            self.marked = Some((canary, self.appender.required().into()));
+        }
     }
 
     fn ended(&mut self, end: Lsn) {
@@ -330,7 +350,14 @@ impl Intake {
                 (Position::new(epoch, outside.commit_lsn(), 0), &outside)
             }
         };
-        if own {
+        if own && message.prefix == canary::PREFIX.as_bytes() {
+            let through = self.stats.canary.get().through;
+            let canary = Canary::of_content(message.content).filter(Canary::is_own);
+            self.canary = canary.filter(|canary| through.is_none_or(|last| canary.is_later_than(&last.canary)));
+            if let Some(canary) = self.canary {
+                self.stats.canary.came(canary);
+            }
+        } else if own {
             if let Some(hook) = &mut self.hook {
                 hook.message(message.prefix, message.content, position);
             }
@@ -390,8 +417,12 @@ impl Intake {
     /// go to the control log.
     pub fn confirm(&mut self, now: Instant, confirmed: impl Fn(usize) -> PublishId) {
         self.progress.confirm(now, &confirmed);
+        let stored = |required: &[PublishId]| required.iter().enumerate().all(|(log, id)| confirmed(log) >= *id);
+        if let Some((canary, _)) = self.marked.take_if(|(_, required)| stored(required)) {
+            self.stats.canary.through(canary);
+        }
         while let Some(first) = self.waiting.front() {
-            if !first.required.iter().enumerate().all(|(log, id)| confirmed(log) >= *id) {
+            if !stored(&first.required) {
                 break;
             }
             let Some(Waiting { hand_over, record, .. }) = self.waiting.pop_front() else { break };

@@ -27,6 +27,7 @@ use crate::journal::Journal;
 use crate::retry::Delays;
 
 pub mod appender;
+pub mod canary;
 pub mod catalog;
 mod control_log;
 pub mod encode;

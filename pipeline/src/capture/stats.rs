@@ -10,6 +10,7 @@ use tillstream_schemas::Lsn;
 use super::CaptureError;
 use super::source::Decoding;
 use crate::control::now_ms;
+use crate::telemetry::canary::Passages;
 use crate::telemetry::times::Times;
 
 /// What a capture run is doing.
@@ -172,6 +173,9 @@ pub struct Stats {
     since_ms: AtomicI64,
     last_error: RwLock<Option<LastError>>,
     slot: RwLock<Option<SlotReport>>,
+    /// Canaries: come by the stream, and confirmed in every partition of the journal.
+    pub canary: Passages,
+    canary_refused: RwLock<Option<LastError>>,
     /// Number of the current run; 0 before the first.
     pub token: AtomicU32,
     /// Sessions begun.
@@ -252,6 +256,20 @@ impl Stats {
         if let Ok(mut slot) = self.slot.write() {
             *slot = Some(report);
         }
+    }
+
+    /// Why no canary is sent although one is configured: the server does not let us.
+    #[must_use]
+    pub fn canary_refused(&self) -> Option<LastError> {
+        self.canary_refused.read().ok()?.clone()
+    }
+
+    /// Whether that is news.
+    pub(super) fn refuse_canary(&self, why: Option<LastError>) -> bool {
+        let Ok(mut refused) = self.canary_refused.write() else { return false };
+        let news = refused.as_ref().map(|e| &e.message) != why.as_ref().map(|e| &e.message);
+        *refused = why;
+        news
     }
 
     /// How the kept WAL stands to its ceiling.

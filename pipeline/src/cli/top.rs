@@ -11,6 +11,7 @@ use super::output::{self, End, Format};
 use super::{ConfigFile, status};
 use crate::config::settings::Settings;
 use crate::config::units;
+use crate::ops::canary;
 use crate::ops::failure::Failure;
 
 /// Shows a running pipeline's stages, connectors and what limits it, again and again
@@ -130,6 +131,9 @@ fn picture(status: &Value) -> String {
     }
     if let Some(sentence) = status["bottleneck"]["sentence"].as_str() {
         out.push_str(&format!("limit: {sentence}\n"));
+    }
+    if let Some(sentence) = canary::sentence(&status["canary"]) {
+        out.push_str(&format!("canary: {sentence}\n"));
     }
     let source = &status["source"];
     if source.is_object() {

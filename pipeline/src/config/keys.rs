@@ -283,14 +283,27 @@ const PROTECT: [Key; 9] = [
     ),
 ];
 
+const CANARY: [Key; 1] = [key(
+    "every",
+    Type::Duration(SECOND, HOUR),
+    Default("10s"),
+    "How often one is sent. Each is a small transaction at the source, a connection of its own, and an entry in every partition of the journal.",
+)];
+
 /// Keys of a pipeline file.
-pub(crate) const PIPELINE: [Key; 7] = [
+pub(crate) const PIPELINE: [Key; 8] = [
     key("version", Type::Version, Required("version: 1"), "Version of this file format."),
     key("pipeline", Type::Name, Required("pipeline: shop"), "Name of the pipeline; part of producer names and `application_name`."),
     key("source", Type::Block(&SOURCE), Required("source: {name: pos, …}"), "The database that is captured."),
     key("journal", Type::OneOf(&JOURNAL), Required("journal: {local: {dir: ./journal}}"), "Where changes are stored."),
     key("admin", Type::Block(&ADMIN), Implied, "The admin endpoint."),
     key("protect", Type::Block(&PROTECT), Implied, "What backfills spare the source and the targets."),
+    key(
+        "canary",
+        Type::Block(&CANARY),
+        Optional("none is sent"),
+        "A logical message that capture writes at the source and times through every stage to each connector, also while no row changes.",
+    ),
     key("connectors", Type::List(&Type::Path), Optional("nothing is delivered"), "Connector files."),
 ];
 

@@ -60,6 +60,8 @@ pub struct Pipeline {
     pub protect: Protect,
     /// By `schema.table` an indexed column that every change of a row moves forward.
     pub changed_at: BTreeMap<String, String>,
+    /// How often a canary is sent; `None` for never.
+    pub canary: Option<Duration>,
     /// What is delivered where.
     pub connectors: Vec<Connector>,
 }

@@ -375,6 +375,7 @@ fn read_pipeline(path: &Path, registry: &Registry, environment: Environment<'_>,
         admin: admin?,
         protect: protect?,
         changed_at: changed_at(top.block("source")?),
+        canary: top.block("canary").and_then(|canary| canary.duration("every")),
         connectors,
     };
     Some(CheckedFile { path: path.to_owned(), pipeline, connectors: paths.into_iter().map(|(path, _)| path).collect(), texts })

@@ -9,6 +9,7 @@ use tillstream_schemas::Position;
 use super::filter::Counts;
 use crate::control::now_ms;
 use crate::journal::Offset;
+use crate::telemetry::canary::{Canary, Passage, Passages};
 use crate::telemetry::times::Times;
 
 /// Every connector of a process.
@@ -237,6 +238,7 @@ pub struct ConnectorStats {
     held: Mutex<BTreeMap<u16, String>>,
     partitions: Mutex<BTreeMap<u16, PartitionProgress>>,
     lane_busy: Mutex<BTreeMap<u16, LaneTimes>>,
+    canaries: Mutex<BTreeMap<u16, Passages>>,
 }
 
 /// Time that each lane of a partition spent in calls, microseconds.
@@ -272,6 +274,7 @@ impl ConnectorStats {
             map_us: AtomicU64::new(0),
             settle_us: AtomicU64::new(0),
             lane_busy: Mutex::default(),
+            canaries: Mutex::default(),
             breaker: AtomicU8::new(Breaker::Closed as u8),
             retries: AtomicU64::new(0),
             calls_failed: AtomicU64::new(0),
@@ -366,6 +369,22 @@ impl ConnectorStats {
     pub(super) fn forget(&self, partition: u16) {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
         self.lane_busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
+        self.canaries.lock().unwrap_or_else(PoisonError::into_inner).remove(&partition);
+    }
+
+    /// What canaries did in each partition of ours in which one came: read, and everything before it settled.
+    #[must_use]
+    pub fn canaries(&self) -> BTreeMap<u16, Passage> {
+        let canaries = self.canaries.lock().unwrap_or_else(PoisonError::into_inner);
+        canaries.iter().map(|(partition, passages)| (*partition, passages.get())).collect()
+    }
+
+    pub(super) fn canary_came(&self, partition: u16, canary: Canary) {
+        self.canaries.lock().unwrap_or_else(PoisonError::into_inner).entry(partition).or_default().came(canary);
+    }
+
+    pub(super) fn canary_through(&self, partition: u16, canary: Canary) {
+        self.canaries.lock().unwrap_or_else(PoisonError::into_inner).entry(partition).or_default().through(canary);
     }
 
     /// What each lane of a partition that begins will have spent in calls.

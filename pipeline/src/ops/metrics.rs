@@ -12,6 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
+use super::canary;
 use super::figures::Figures;
 use super::health::Health;
 use super::observer::{self, Observer};
@@ -106,6 +107,7 @@ fn samples(observer: &Observer, figures: &Figures, metric: &Metric) -> Vec<(Vec<
             }
             counts.into_iter().map(|((id, severity), n)| (vec![id.to_owned(), severity.to_owned()], f64::from(n))).collect()
         }
+        n if n.starts_with("tillstream_canary_") => canary::samples(observer, metric),
         n if n.starts_with("tillstream_backfill_") => backfills(observer, metric),
         n if n == names::JOURNAL_LAST_OFFSET.name => {
             observer.last_offsets().into_iter().map(|(p, last)| (vec![p.to_string()], last as f64)).collect()

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod apply;
 pub mod audit;
 pub mod bottleneck;
+pub mod canary;
 pub mod capacity;
 pub mod codes;
 mod console;

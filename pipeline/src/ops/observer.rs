@@ -55,6 +55,8 @@ pub struct Observed {
     pub delivery: Option<Arc<delivery::stats::Stats>>,
     /// The connectors.
     pub connectors: Vec<ConnectorInfo>,
+    /// How often a canary is sent; `None` for never.
+    pub canary: Option<Duration>,
     /// The control journal's state, once it is read.
     pub control: OnceLock<Follower>,
 }

@@ -139,6 +139,8 @@ impl Process {
             backfill: captures.then(|| Arc::clone(&backfill)),
             delivery: delivers.then(|| Arc::clone(&delivery_stats)),
             connectors: pipeline.connectors.iter().map(info).collect(),
+            // A job ends with what was there: it has no canary.
+            canary: pipeline.canary.filter(|_| !options.until_caught_up),
             control: OnceLock::new(),
         };
         let observer = Observer::new(observed);
@@ -260,6 +262,10 @@ impl Process {
         if let Some(watched) = &self.observer.observed.doctor {
             let (source, pipeline) = (self.pipeline.source.clone(), self.pipeline.name.clone());
             tokio::spawn(doctor::watch(source, pipeline, Arc::clone(watched), parts.stop.clone()));
+        }
+        if let Some(every) = self.observer.observed.canary {
+            let (source, pipeline, stats) = (self.pipeline.source.clone(), self.pipeline.name.clone(), Arc::clone(&self.capture_stats));
+            tokio::spawn(capture::canary::send(source, pipeline, every, stats, parts.stop.clone()));
         }
         tokio::spawn(async move {
             let stopped = capture::run(parts, mode).await?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tillstream_schemas::Lsn;
 
-use super::bottleneck;
 use super::observer::{self, Observer};
+use super::{bottleneck, canary};
 use crate::config::units;
 use crate::control::now_ms;
 
@@ -40,6 +40,7 @@ pub fn document(observer: &Observer) -> Value {
         "initial_load": observer.observed.backfill.as_ref().map(|b| b.stats().progress()),
         "backfills": observer.observed.backfill.as_ref().map(|b| b.list().into_iter().filter(|v| v.id != crate::backfill::INITIAL_LOAD_ID && v.state == crate::control::BackfillState::Running).collect::<Vec<_>>()),
         "connectors": connectors(observer, &rates),
+        "canary": canary::look(observer),
         "bottleneck": bottleneck::bottleneck(&figures),
         "figures": figures,
     })
@@ -254,6 +255,9 @@ pub fn screen(status: &Value) -> String {
         for stage in connector["stages"].as_array().into_iter().flatten() {
             out.push_str(&stage_line(connector["name"].as_str().unwrap_or("-"), stage));
         }
+    }
+    if let Some(sentence) = canary::sentence(&status["canary"]) {
+        out.push_str(&format!("canary: {sentence}\n"));
     }
     if let Some(sentence) = status["bottleneck"]["sentence"].as_str() {
         out.push_str(&format!("limit: {sentence}\n"));

@@ -105,6 +105,8 @@ metrics! {
     DELIVERY_LAG Gauge "tillstream_delivery_lag_seconds" ["connector"] "Age of the oldest event that is not settled, by its commit";
     DELIVERY_FENCED Counter "tillstream_delivery_fenced" ["connector"] "Entries of overtaken capture runs that were dropped";
     DELIVERY_REPEATS Counter "tillstream_delivery_repeats" ["connector"] "Repeated entries that were dropped";
+    CANARY_SECONDS Gauge "tillstream_canary_seconds" ["entity", "stage"] "From the sending of the last canary until it came by the stream and was confirmed by the journal (entity capture), was read and was settled (entity is a connector; its slowest partition)";
+    CANARY_AGE Gauge "tillstream_canary_age_seconds" ["entity"] "Time since the sending of the last canary that the journal has confirmed (entity capture) or a connector has settled; absent where none is sent";
     BACKFILL_ROWS Gauge "tillstream_backfill_rows" ["table"] "Rows of the table that the initial load has stored";
     BACKFILL_FINISHED Gauge "tillstream_backfill_finished" [] "1 once the initial load has nothing left to read";
     BACKFILL_RUNNING Gauge "tillstream_backfill_running" [] "Backfills that are not over, the initial load included";

@@ -48,6 +48,7 @@ impl Looking {
             backfill: None,
             delivery: Some(running.stats.clone()),
             connectors: Vec::new(),
+            canary: None,
             control,
         });
         let following = tokio::spawn(async move { drop(following.await) });

@@ -63,7 +63,7 @@ async fn each_alert_of_the_night_fires_in_its_fault_and_no_other() {
         return;
     }
     let server = Postgres::shared().await;
-    let shop = Shop::open("alerts", server, 20, |text| text).await;
+    let shop = Shop::open("alerts", server, 20, |text| text + "canary: {every: 1s}\n").await;
     let admin = shop.running.admin.clone();
     let prometheus = Prometheus::start("faults", &[&admin], Some(&[])).await;
     quiet(&prometheus).await;
@@ -97,6 +97,17 @@ async fn each_alert_of_the_night_fires_in_its_fault_and_no_other() {
     println!("TillstreamTwoWriters: fires while two processes take the slot from each other, alone");
     second.process.end().await;
     shop.running.until("the slot is ours again", |status| status["source"]["doing"] == "streaming").await;
+    prometheus.end().await;
+
+    let changes = [("tillstream_canary_age_seconds) > 300", "tillstream_canary_age_seconds) > 8")];
+    let prometheus = Prometheus::start("canary", &[&admin], Some(&changes)).await;
+    quiet(&prometheus).await;
+    // Nobody new is let in; the stream goes on.
+    shop.source.refuse(true);
+    prometheus.only("TillstreamCanaryLate").await;
+    println!("TillstreamCanaryLate: fires while no canary can be sent though capture streams, alone");
+    shop.source.refuse(false);
+    gone(&prometheus).await;
     prometheus.end().await;
 
     let changes = [("tillstream_journal_lag_seconds) > 300", "tillstream_journal_lag_seconds) > 6")];

@@ -1,6 +1,7 @@
 //! What Prometheus and Grafana make of the metrics: the rules are sound, every name exists, every panel has data, and the alerts
 //! that wake somebody fire in their fault and in no other.
 
+mod canary;
 mod faults;
 mod limits;
 mod prometheus;
@@ -96,7 +97,7 @@ async fn the_rules_pass_and_every_panel_of_both_boards_has_data() {
 
     let server = Postgres::shared().await;
     let broker = RabbitMq::shared().await;
-    let pipeline = Pipeline::new("boards", server, Journal::Rabbit(broker), |text| text).await;
+    let pipeline = Pipeline::new("boards", server, Journal::Rabbit(broker), |text| text + "canary: {every: 1s}\n").await;
     pipeline.set_up().await;
     let target = pipeline.target(false).await;
     let running = pipeline.run("run", &[]);

@@ -16,8 +16,9 @@ use super::super::queue::{Origin, Work};
 use super::super::settlement::Point;
 use super::super::shape::{self, Cause, Fit};
 use super::super::stats::ConnectorStats;
-use super::{Barrier, Partition, Waiting};
+use super::{Barrier, CANARIES_MAX, Partition, Waiting};
 use crate::journal::Offset;
+use crate::telemetry::canary::Canary;
 
 /// Entries handled before the task looks for outcomes again.
 const STEP: usize = 256;
@@ -36,13 +37,14 @@ impl Partition {
             };
             let range = next.map_err(|error| FilterError::Malformed { offset, error })?;
             let (stored_at_ms, record) = (walk.chunk.stored_at_ms, &walk.chunk.bytes[range]);
-            let (mut prepared, mut ended) = (None, None);
+            let (mut prepared, mut ended, mut canary) = (None, None, None);
             match self.filter.push(offset, record)? {
                 Verdict::Pass(passed) if matches!(passed.header.whole, Kind::Event | Kind::Read) => {
                     let read = self.context.shared.prepare(offset.0, passed.header.position, passed.body, stored_at_ms);
                     prepared = Some(read.map_err(|error| DeliveryError::Event { offset, error })?);
                 }
                 Verdict::Pass(passed) if passed.header.whole == Kind::End => ended = Some(Transaction::of(passed.header.position)),
+                Verdict::Pass(passed) if passed.header.whole == Kind::Marker => canary = Canary::of_marker(passed.body),
                 Verdict::Pass(_) => {}
                 Verdict::Skip(Skip::Part | Skip::Fenced | Skip::Repeat | Skip::Foreign) => {}
             }
@@ -59,8 +61,24 @@ impl Partition {
                 self.end_group(offset, transaction)?;
             }
             self.reach(offset);
+            if let Some(canary) = canary {
+                self.context.stats.canary_came(self.context.partition, canary);
+                self.canaries.truncate(CANARIES_MAX - 1);
+                self.canaries.push_back((offset, canary));
+            }
         }
         Ok(())
+    }
+
+    /// A canary is through once everything before it is settled.
+    pub(super) fn pass_canaries(&mut self) {
+        while let Some((offset, canary)) = self.canaries.front().copied() {
+            if offset >= self.settlement.checkpoint().offset {
+                return;
+            }
+            self.canaries.pop_front();
+            self.context.stats.canary_through(self.context.partition, canary);
+        }
     }
 
     /// The entry at this offset needs no more reading.

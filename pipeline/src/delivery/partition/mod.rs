@@ -13,7 +13,7 @@
 pub(super) mod books;
 mod intake;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,11 +43,14 @@ use super::stats::{ConnectorState, ConnectorStats, Work as Worked};
 use super::switch::SETTLE_WITHIN;
 use crate::control::{self, ControlError, DeadLetter, Lease, Record, ReplayTaken};
 use crate::journal::{Bounds, Chunk, JournalError, Offset, PublishId, Reader};
+use crate::telemetry::canary::Canary;
 
 /// Events under way in one partition: enough for every lane to fill its next batch while one is in the air.
 const UNDER_WAY_MAX: usize = 10_000;
 /// Bytes of their bodies.
 const UNDER_WAY_BYTES_MAX: usize = 32 << 20;
+/// Canaries that were read and are behind something unsettled: of more the latest alone is kept.
+const CANARIES_MAX: usize = 16;
 /// Redriven dead letters under way.
 const REDRIVES_MAX: usize = 100;
 /// How often progress is shown.
@@ -146,6 +149,8 @@ struct Partition {
     /// The last replay that was taken up, and what it passes over while it is under way.
     replay: Option<ReplayTaken>,
     again: Option<Again>,
+    /// Canaries behind something that is not settled, in the order of the journal.
+    canaries: VecDeque<(Offset, Canary)>,
     /// A replay waits to be taken up: nothing more is read, and what is under way has until then to be settled.
     moving: Option<Instant>,
 }
@@ -294,6 +299,7 @@ impl Partition {
             redrives: HashMap::new(),
             replay,
             again,
+            canaries: VecDeque::new(),
             moving: None,
             context,
         }
@@ -426,6 +432,7 @@ impl Partition {
             self.control.append(&Record::LayoutAccepted(met)).await?;
         }
         self.pass_barrier();
+        self.pass_canaries();
         if self.context.until.is_some()
             && self.moving.is_none()
             && let Some(why) = self.waiting.as_ref().and_then(|waiting| waiting.why.clone())

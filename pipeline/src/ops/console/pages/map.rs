@@ -4,12 +4,18 @@ use maud::{Markup, html};
 use serde_json::Value;
 
 use super::super::super::admin::Admin;
+use super::super::super::canary;
 use super::super::{View, nothing, parts, text, trusted};
 
 pub(super) fn view(admin: &Admin) -> View {
     let document = trusted(admin);
     let headline = headline(&document);
-    View { headline, live: html! { (verdict(&document)) (map(&document)) (figures(&document)) }, still: nothing(), document }
+    View {
+        headline,
+        live: html! { (verdict(&document)) (map(&document)) (canary(&document)) (figures(&document)) },
+        still: nothing(),
+        document,
+    }
 }
 
 fn headline(status: &Value) -> String {
@@ -18,6 +24,13 @@ fn headline(status: &Value) -> String {
         (None, _) if status["ready"] == true => "The pipeline is ready.".to_owned(),
         (None, _) => "The pipeline is not ready.".to_owned(),
         _ => "What limits the pipeline is unknown.".to_owned(),
+    }
+}
+
+/// How the last canary got through, where one is sent.
+fn canary(status: &Value) -> Markup {
+    html! {
+        @if let Some(sentence) = canary::sentence(&status["canary"]) { p.canary { b { "Canary" } " " (text::inert(&sentence, 400)) } }
     }
 }
 
