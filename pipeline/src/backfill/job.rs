@@ -1,15 +1,17 @@
 //! One job: describes its tables, divides them into parts, has its readers read them, and says when all is read.
 //!
-//! Goes round again after a lost connection, for as long as it takes. Ends when its session does.
+//! Goes round again after a lost connection, for as long as it takes. Ends when its session does; where the run is to end by itself, also
+//! with what keeps the rest of an initial load from being read.
 
 use std::collections::VecDeque;
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
 use super::gate::{Halt, Wanted};
+use super::patience::{self, Patience, Trouble};
 use super::plan;
 use super::read::{Failure, Session};
 use super::reader::{Ended, Part, Reader, Shared, Table};
@@ -30,6 +32,8 @@ pub(super) struct Job {
     pub(super) attempt: Option<u32>,
     /// The initial load passes over what it cannot read and waits for what comes right; a job ends with the reason.
     pub(super) is_load: bool,
+    /// The run ends once everything is read: an initial load does not wait for ever for what only a person can mend.
+    pub(super) ends: bool,
     /// Whether an earlier run said that everything is read.
     pub(super) announced: bool,
     /// Readers at once, at most.
@@ -46,7 +50,7 @@ pub(super) enum Outcome {
     /// Something has to be mended.
     Failed {
         /// Stable code.
-        code: &'static str,
+        code: String,
         /// What, without values.
         message: String,
     },
@@ -69,26 +73,35 @@ impl Job {
     /// Reads everything, trying again for as long as it takes.
     pub(super) async fn run(mut self) -> Outcome {
         let mut delays = Delays::new(Duration::from_secs(1), Duration::from_secs(60));
+        let mut patience = Patience::default();
         let stats = self.shared.stats.clone();
         loop {
             let rows = stats.progress().rows;
-            match self.round().await {
+            let troubles = match self.round().await {
                 Ok(Round::Complete) => return Outcome::Done,
                 Ok(Round::Halted) => return Outcome::Halted(self.shared.gate.wanted()),
-                Ok(Round::Incomplete) => {}
+                Ok(Round::Incomplete) => patience::of(&stats.progress().tables),
                 Err(Failure::HookGone) => return Outcome::SessionEnded,
                 Err(Failure::Source(error)) => {
                     tracing::warn!(code = error.code(), %error, job = self.name, "backfill waits for the source");
                     stats.waiting(Some(format!("{}: {error}", error.code())));
+                    vec![Trouble::away(error.code(), error.to_string())]
                 }
                 Err(Failure::Table { code, message }) if self.is_load => {
                     tracing::warn!(code, message, "initial load cannot begin");
                     stats.waiting(Some(format!("{code}: {message}")));
+                    vec![Trouble::wrong(code, message)]
                 }
-                Err(Failure::Table { code, message }) => return Outcome::Failed { code, message },
-            }
-            if stats.progress().rows > rows {
+                Err(Failure::Table { code, message }) => return Outcome::Failed { code: code.to_owned(), message },
+            };
+            let read = stats.progress().rows > rows;
+            if read {
                 delays.reset();
+            }
+            if self.ends
+                && let Some(Trouble { code, message, .. }) = patience.ends_with(&troubles, read, Instant::now())
+            {
+                return Outcome::Failed { code, message };
             }
             if self.rest(delays.next_delay()).await.is_err() {
                 return Outcome::Halted(self.shared.gate.wanted());

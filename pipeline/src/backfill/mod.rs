@@ -32,6 +32,7 @@ mod gate;
 mod hook;
 mod job;
 mod pace;
+mod patience;
 mod plan;
 mod read;
 mod reader;
@@ -78,6 +79,8 @@ pub struct Settings {
     pub changed_at: BTreeMap<String, String>,
     /// Connectors that take rows of backfills, with their tables as `schema.table`.
     pub connectors: Vec<(String, Vec<String>)>,
+    /// The run ends once everything is read and delivered: its initial load gives up what only a person can mend.
+    pub until_caught_up: bool,
 }
 
 /// The backfills of one source: makes the hook of each capture session, starts and stops jobs, tells how they are.
@@ -155,6 +158,14 @@ impl Backfill {
     #[must_use]
     pub fn stats(&self) -> Arc<Stats> {
         self.load.clone()
+    }
+
+    /// Code and message of what the initial load gave up with; only that of a run until caught up does.
+    #[must_use]
+    pub fn gave_up(&self) -> Option<(String, String)> {
+        let jobs = self.jobs();
+        let record = jobs.by_id.get(INITIAL_LOAD_ID).map(|handle| &handle.record).filter(|r| r.state == BackfillState::Failed)?;
+        Some((record.code.clone()?, record.why.clone()?))
     }
 
     /// Rises with each change of a job's state.

@@ -245,6 +245,7 @@ impl Runner {
             tables,
             attempt: (!is_load).then_some(record.run),
             is_load,
+            ends: settings.until_caught_up,
             announced: self.announced,
             readers: READERS_DEFAULT,
         };
@@ -284,8 +285,8 @@ impl Runner {
             record.clone()
         };
         tracing::info!(backfill = id, state = state.as_str(), code, rows = record.rows, "backfill");
-        // The initial load has a record of its own; only its pauses need this one.
-        if id != INITIAL_LOAD_ID || state != BackfillState::Done {
+        // The initial load has a record of its own; only its pauses need this one. What it gave up is tried again by the next run.
+        if id != INITIAL_LOAD_ID || !matches!(state, BackfillState::Done | BackfillState::Failed) {
             self.store(record).await?;
         }
         self.backfill.note_change();
@@ -306,7 +307,7 @@ impl Runner {
             }
             Outcome::Failed { code, message } => {
                 tracing::warn!(backfill = id, code, message, "backfill failed");
-                self.enter(&id, BackfillState::Failed, Some(code), Some(message), None).await?;
+                self.enter(&id, BackfillState::Failed, Some(&code), Some(message), None).await?;
             }
             Outcome::Halted(Wanted::Cancel) => self.enter(&id, BackfillState::Cancelled, None, None, None).await?,
             Outcome::Halted(Wanted::Pause { code, why }) => {

@@ -56,7 +56,7 @@ pub trait Hook: Send {
     /// A record is in the control journal, and with it everything handed over before.
     fn stored(&mut self, upto: HandOver);
 
-    /// Whether everything is read and stored: a run until caught up ends then.
+    /// Whether everything is stored that can be read: a run until caught up ends then.
     fn is_done(&self) -> bool;
 
     /// Ready when [`Hook::write`] has something although no transaction came by.

@@ -18,7 +18,7 @@ use crate::ops::process::{self, Files, Only, Options};
 /// Captures changes into the journal and delivers them
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  tillstream run                              capture and deliver until SIGTERM, then drain and end with 0\n  tillstream run --until-caught-up            for cron: capture and deliver what is there, then end with 0\n                                              (3: some events became dead letters; 130/143: interrupted)\n  tillstream run --only delivery --listen 127.0.0.1:7411"
+    after_help = "Examples:\n  tillstream run                              capture and deliver until SIGTERM, then drain and end with 0\n  tillstream run --until-caught-up            for cron: capture and deliver what is there, then end with 0\n                                              (3: some events became dead letters; 77: a table of the initial load may not be\n                                              read, everything else is delivered; 130/143: interrupted)\n  tillstream run --only delivery --listen 127.0.0.1:7411"
 )]
 pub(super) struct Arguments {
     #[command(flatten)]

@@ -121,8 +121,8 @@ impl Process {
         let capture_stats = Arc::new(capture::Stats::default());
         let names: Vec<&str> = if delivers { pipeline.connectors.iter().map(|c| c.name.as_str()).collect() } else { Vec::new() };
         let delivery_stats = delivery::Stats::new(names);
-        let backfill =
-            Backfill::new(backfill_settings(&pipeline), Some(pressure(&capture_stats, delivers.then_some(&delivery_stats), &pipeline)));
+        let ask = pressure(&capture_stats, delivers.then_some(&delivery_stats), &pipeline);
+        let backfill = Backfill::new(backfill_settings(&pipeline, options.until_caught_up), Some(ask));
         let info = |c: &crate::config::Connector| ConnectorInfo { name: c.name.clone(), kind: c.kind };
         let observed = Observed {
             pipeline: pipeline.name.clone(),
@@ -214,6 +214,7 @@ impl Process {
             delivery = Some(self.start_delivery(stop_delivery.clone()));
         }
         let mut result = Ok(());
+        let mut unread = Ok(());
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => break,
@@ -223,6 +224,8 @@ impl Process {
                     if result.is_err() || !job || self.stop.is_cancelled() {
                         break;
                     }
+                    // What was captured is delivered all the same; the run ends with it.
+                    unread = self.backfill.gave_up().map_or(Ok(()), |(code, what)| Err(Failure::new(&code, what)));
                     if !delivers {
                         break;
                     }
@@ -238,7 +241,8 @@ impl Process {
                 }
             }
         }
-        self.wind_down(capture, delivery, &stop_capture, &stop_delivery, result).await
+        let ended = self.wind_down(capture, delivery, &stop_capture, &stop_delivery, result).await?;
+        unread.map(|()| ended)
     }
 
     fn start_capture(&self, facts: &StartFacts, stop: CancellationToken) -> Loop<()> {
@@ -354,7 +358,7 @@ impl Process {
 }
 
 /// What a pipeline's backfills need to know of it.
-pub(crate) fn backfill_settings(pipeline: &Pipeline) -> backfill::Settings {
+pub(crate) fn backfill_settings(pipeline: &Pipeline, until_caught_up: bool) -> backfill::Settings {
     // Rows are delivered, or kept for look-ups, or both.
     let connector = |c: &crate::config::Connector| {
         let delivered = c.ops.contains(&tillstream_schemas::Op::Read) || c.keep.images;
@@ -371,6 +375,7 @@ pub(crate) fn backfill_settings(pipeline: &Pipeline) -> backfill::Settings {
         protect: pipeline.protect.clone(),
         changed_at: pipeline.changed_at.clone(),
         connectors: pipeline.connectors.iter().map(connector).filter(|(_, tables): &(String, Vec<String>)| !tables.is_empty()).collect(),
+        until_caught_up,
     }
 }
 

@@ -39,7 +39,7 @@ impl Standalone {
         journal.set_up().await?;
         let facts = catalog::check_start(&pipeline.source, &pipeline.name).await?;
         let stats = Arc::new(capture::Stats::default());
-        let backfill = Backfill::new(backfill_settings(&pipeline), None);
+        let backfill = Backfill::new(backfill_settings(&pipeline, false), None);
         let stop = CancellationToken::new();
         let parts = CaptureParts {
             source: Arc::new(PgSource::new(&pipeline.source, &pipeline.name)),

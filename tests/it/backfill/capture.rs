@@ -88,6 +88,7 @@ impl Bench {
             protect: Protect::default(),
             changed_at: self.changed_at.clone(),
             connectors: Vec::new(),
+            until_caught_up: false,
         };
         let backfill = Backfill::new(settings_of, None);
         let parts = CaptureParts {

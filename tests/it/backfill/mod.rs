@@ -18,6 +18,7 @@ mod gap;
 mod long;
 mod shop;
 mod speed;
+mod unreadable;
 
 use capture::{Bench, Run};
 
