@@ -9,7 +9,7 @@ use tillstream::ops::doctor::{FailOn, Finding, Report, Severity, checks, examine
 use tillstream::ops::setup::{Options, apply, prepare};
 use tokio_postgres::Client;
 
-use crate::harness::{Journal, PATIENCE, Pipeline, Postgres, RabbitMq, free_port, wait_for};
+use crate::harness::{Journal, PATIENCE, Pipeline, Postgres, RabbitMq, connect, free_port, wait_for};
 
 /// Ten of the faults whose words are printed, to be read by people.
 const SHOWN: [&str; 10] = [
@@ -125,7 +125,7 @@ fn reset(names: &[&str]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_that_is_sown_is_found_and_a_good_server_has_none() {
-    let server = Postgres::private("doctor", "max_slot_wal_keep_size = '20GB'").await;
+    let server = Postgres::private("doctor", "max_slot_wal_keep_size = '20GB'\nmax_prepared_transactions = 2").await;
     let admin = server.connect("postgres").await;
     let major: i32 = admin.query_one("SELECT current_setting('server_version_num')::int / 10000", &[]).await.expect("asked").get(0);
     admin.batch_execute(SCHEMA).await.expect("made");
@@ -148,6 +148,7 @@ async fn every_fault_that_is_sown_is_found_and_a_good_server_has_none() {
     settings(&mut field, major).await;
     tables(&mut field, major).await;
     access(&mut field).await;
+    open_transactions(&mut field).await;
     encoding(&mut field).await;
 
     // Everything was taken back.
@@ -297,6 +298,27 @@ async fn access(field: &mut Field<'_>) {
     assert!(bad(&report, "capture.source_unavailable").is_some() && report.exit_code(FailOn::Fail) == 1, "{}", report.render(true));
     assert!(report.unchecked.iter().any(|u| u.why.contains("--login-url")), "{:?}", report.unchecked);
     field.found += 1;
+}
+
+/// A transaction that was left open, by an application and by a transaction manager. Nobody waits for a quarter of an hour here: the
+/// server's clock is set forward, as far as ages are told by it.
+async fn open_transactions(field: &mut Field<'_>) {
+    let ids = ["capture.long_transaction", "capture.prepared_transaction"];
+    // One of its own: a login without pg_read_all_stats sees no other role's.
+    let forgetful = connect(&field.server.url_as("reader", "postgres")).await;
+    forgetful.batch_execute("SET application_name = 'back office'; BEGIN; SELECT 1").await.expect("begun");
+    field.sql("BEGIN; INSERT INTO pos.sale VALUES (1, 1, 1); PREPARE TRANSACTION 'forgotten'").await;
+    let source = field.source.clone();
+    let report = field.look(&source, "reader").await;
+    assert!(ids.iter().all(|id| bad(&report, id).is_none()), "neither is old yet: {}", report.render(true));
+    field
+        .fault(
+            "ALTER FUNCTION pg_catalog.now() RENAME TO present;
+             CREATE FUNCTION pg_catalog.now() RETURNS timestamptz LANGUAGE sql STABLE AS $$ SELECT pg_catalog.present() + interval '16 minutes' $$",
+            &ids,
+            "DROP FUNCTION pg_catalog.now(); ALTER FUNCTION pg_catalog.present() RENAME TO now; ROLLBACK PREPARED 'forgotten'",
+        )
+        .await;
 }
 
 async fn encoding(field: &mut Field<'_>) {

@@ -21,7 +21,7 @@ pub(crate) use database::Database;
 pub(crate) use pipeline::{Journal, PATIENCE, Pipeline, Running, free_port};
 pub(crate) use process::{Process, judge_log};
 pub(crate) use proxy::Proxy;
-pub(crate) use server::{MariaDb, Pooler, Postgres, RabbitMq};
+pub(crate) use server::{MariaDb, Pooler, Postgres, RabbitMq, connect};
 
 /// How much there is time for: `quick` after every change, `full` in CI, `long` before a release. From `TILLSTREAM_TESTS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
