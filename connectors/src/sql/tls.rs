@@ -1,6 +1,7 @@
-//! TLS to a target database: the certificate must come from a trusted CA and carry the host's name.
+//! TLS to a target database: what a URL asks for, and the trust it takes. The certificate must come from a trusted CA and carry the host's name.
 
-use std::path::Path;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::RootCertStore;
@@ -9,6 +10,53 @@ use rustls::pki_types::pem::PemObject;
 
 use super::dialect::definite;
 use crate::sink::SinkError;
+
+/// How a connection is protected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Tls {
+    Disable,
+    /// The certificate must come from this file's CA (or the system's) and carry the host's name.
+    VerifyFull(Option<PathBuf>),
+}
+
+/// `sslmode` and `sslrootcert` of a URL.
+#[derive(Debug, Default)]
+pub(super) struct Asked<'a> {
+    mode: Option<&'a str>,
+    root: Option<PathBuf>,
+}
+
+impl<'a> Asked<'a> {
+    /// Takes them out of a URL's query; answers the other parameters too.
+    pub(super) fn of(query: &'a str) -> (Asked<'a>, Vec<&'a str>) {
+        let (mut asked, mut rest) = (Asked::default(), Vec::new());
+        for pair in query.split('&').filter(|p| !p.is_empty()) {
+            match pair.split_once('=') {
+                Some(("sslmode", value)) => asked.mode = Some(value),
+                Some(("sslrootcert", value)) => asked.root = Some(PathBuf::from(value)),
+                _ => rest.push(pair),
+            }
+        }
+        (asked, rest)
+    }
+
+    /// What that comes to for a target on this machine, or elsewhere.
+    pub(super) fn tls(self, loopback: bool) -> Result<Tls, String> {
+        match self.mode {
+            Some("disable") => Ok(Tls::Disable),
+            Some("verify-full") => Ok(Tls::VerifyFull(self.root)),
+            // Nothing leaves the machine on loopback; anywhere else encryption without verification would only look safe.
+            None if loopback => Ok(Tls::Disable),
+            None => Ok(Tls::VerifyFull(self.root)),
+            Some(_) => Err("has an sslmode other than disable and verify-full".into()),
+        }
+    }
+}
+
+/// Whether a host is this machine.
+pub(super) fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
 
 fn refuse(message: String) -> SinkError {
     definite("sql.tls", message)

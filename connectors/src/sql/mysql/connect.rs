@@ -1,7 +1,6 @@
 //! Reaching the target: address, TLS, settings of a session.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,21 +11,13 @@ use mysql_async::{Conn, Opts, OptsBuilder, SslOpts};
 use super::super::compare::ReadCompare;
 use super::super::config::SqlConfig;
 use super::super::dialect::{Database, ReadBack, Readable, Session};
-use super::super::tls;
+use super::super::tls::{self, Asked, Tls};
 use super::errors::failure;
 use super::session::MysqlSession;
 use crate::sink::{Class, Compare, SinkError};
 
 /// A host that does not answer within this is given up for this attempt.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How a connection is protected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Tls {
-    Disable,
-    /// The certificate must come from this file's CA (or the system's) and carry the host's name.
-    VerifyFull(Option<PathBuf>),
-}
 
 /// A checked connection URL. Never printed with its password.
 #[derive(Clone)]
@@ -46,13 +37,9 @@ impl Address {
     pub(in crate::sql) fn parse(url: &str) -> Result<Address, String> {
         let url = url.replacen("mariadb://", "mysql://", 1);
         let (base, query) = url.split_once('?').unwrap_or((&url, ""));
-        let (mut mode, mut root) = (None, None);
-        for pair in query.split('&').filter(|p| !p.is_empty()) {
-            match pair.split_once('=') {
-                Some(("sslmode", value)) => mode = Some(value),
-                Some(("sslrootcert", value)) => root = Some(PathBuf::from(value)),
-                _ => return Err("has a parameter other than sslmode and sslrootcert".into()),
-            }
+        let (asked, others) = Asked::of(query);
+        if !others.is_empty() {
+            return Err("has a parameter other than sslmode and sslrootcert".into());
         }
         let opts = Opts::from_url(base).map_err(|_| "is not a MySQL URL".to_owned())?;
         if opts.ip_or_hostname().is_empty() {
@@ -64,16 +51,7 @@ impl Address {
         if opts.db_name().is_none_or(str::is_empty) {
             return Err("names no database".into());
         }
-        let host = opts.ip_or_hostname();
-        let loopback = host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-        let tls = match mode {
-            Some("disable") => Tls::Disable,
-            Some("verify-full") => Tls::VerifyFull(root),
-            // Nothing leaves the machine on loopback; anywhere else encryption without verification would only look safe.
-            None if loopback => Tls::Disable,
-            None => Tls::VerifyFull(root),
-            Some(_) => return Err("has an sslmode other than disable and verify-full".into()),
-        };
+        let tls = asked.tls(tls::is_loopback(opts.ip_or_hostname()))?;
         Ok(Address { opts, tls })
     }
 

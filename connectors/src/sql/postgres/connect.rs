@@ -1,7 +1,6 @@
 //! Reaching the target database: address, TLS, session.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -9,7 +8,7 @@ use tokio_postgres::config::Host;
 use tokio_postgres::{Client, Config, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::super::tls;
+use super::super::tls::{self, Asked, Tls};
 use super::errors::classify;
 use crate::sink::SinkError;
 
@@ -17,14 +16,6 @@ use crate::sink::SinkError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Unacknowledged bytes older than this break the connection, so that a frozen host is noticed.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How a connection is protected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Tls {
-    Disable,
-    /// The certificate must come from this file's CA (or the system's) and carry the host's name.
-    VerifyFull(Option<PathBuf>),
-}
 
 /// A checked connection URL. Never printed with its password.
 #[derive(Clone)]
@@ -59,14 +50,7 @@ impl Address {
             return Err("must begin with postgres://".into());
         }
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
-        let (mut mode, mut root, mut rest) = (None, None, Vec::new());
-        for pair in query.split('&').filter(|p| !p.is_empty()) {
-            match pair.split_once('=') {
-                Some(("sslmode", value)) => mode = Some(value),
-                Some(("sslrootcert", value)) => root = Some(PathBuf::from(value)),
-                _ => rest.push(pair),
-            }
-        }
+        let (asked, rest) = Asked::of(query);
         let url = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
         let mut config: Config = url.parse().map_err(|_| "is not a PostgreSQL URL".to_owned())?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
@@ -76,17 +60,10 @@ impl Address {
             return Err("names no user".into());
         }
         let loopback = config.get_hosts().iter().all(|h| match h {
-            Host::Tcp(name) => name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+            Host::Tcp(name) => tls::is_loopback(name),
             Host::Unix(_) => true,
         });
-        let tls = match mode {
-            Some("disable") => Tls::Disable,
-            Some("verify-full") => Tls::VerifyFull(root),
-            // Nothing leaves the machine on loopback; anywhere else encryption without verification would only look safe.
-            None if loopback => Tls::Disable,
-            None => Tls::VerifyFull(root),
-            Some(_) => return Err("has an sslmode other than disable and verify-full".into()),
-        };
+        let tls = asked.tls(loopback)?;
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }

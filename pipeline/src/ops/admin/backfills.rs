@@ -5,13 +5,12 @@ use std::sync::Arc;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Extension, Json, Router};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::Caller;
-use super::{Admin, body, reply};
+use super::{Admin, Asking, body, reply};
 use crate::backfill::{Backfill, Change, Refused, Request, Started};
 use crate::ops::desk::Decision;
 use crate::ops::failure::Failure;
@@ -19,22 +18,14 @@ use crate::ops::failure::Failure;
 /// A request with as many keys as a job takes, as JSON.
 const BODY_BYTES_MAX: usize = 12 << 20;
 
-/// Who asks and why.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Asking {
-    by: String,
-    reason: String,
-}
-
 /// The routes.
 pub(super) fn routes() -> Router<Arc<Admin>> {
     Router::new()
         .route("/api/backfills", get(list).post(begin))
         .route("/api/backfills/{id}", get(show))
-        .route("/api/backfills/{id}/pause", post(pause))
-        .route("/api/backfills/{id}/resume", post(resume))
-        .route("/api/backfills/{id}/cancel", post(cancel))
+        .route("/api/backfills/{id}/pause", asked(Change::Pause))
+        .route("/api/backfills/{id}/resume", asked(Change::Resume))
+        .route("/api/backfills/{id}/cancel", asked(Change::Cancel))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
 }
 
@@ -108,31 +99,11 @@ async fn begin(
     reply(started.await)
 }
 
-async fn pause(
-    admin: State<Arc<Admin>>,
-    caller: Extension<Caller>,
-    id: Path<String>,
-    asking: Result<Json<Asking>, JsonRejection>,
-) -> Response {
-    change(admin, caller, id, Change::Pause, asking).await
-}
-
-async fn resume(
-    admin: State<Arc<Admin>>,
-    caller: Extension<Caller>,
-    id: Path<String>,
-    asking: Result<Json<Asking>, JsonRejection>,
-) -> Response {
-    change(admin, caller, id, Change::Resume, asking).await
-}
-
-async fn cancel(
-    admin: State<Arc<Admin>>,
-    caller: Extension<Caller>,
-    id: Path<String>,
-    asking: Result<Json<Asking>, JsonRejection>,
-) -> Response {
-    change(admin, caller, id, Change::Cancel, asking).await
+/// The request to change a backfill so.
+fn asked(what: Change) -> MethodRouter<Arc<Admin>> {
+    post(move |admin: State<Arc<Admin>>, caller: Extension<Caller>, id: Path<String>, asking: Result<Json<Asking>, JsonRejection>| {
+        change(admin, caller, id, what, asking)
+    })
 }
 
 async fn change(

@@ -7,22 +7,13 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::Caller;
-use super::{Admin, body, decision, reply};
+use super::{Admin, Asking, body, decision, reply};
 use crate::ops::apply::Request;
 use crate::ops::desk::Decision;
 use crate::ops::failure::Failure;
-
-/// Who asks and why.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Asking {
-    by: String,
-    reason: String,
-}
 
 /// The routes.
 pub(super) fn routes() -> Router<Arc<Admin>> {

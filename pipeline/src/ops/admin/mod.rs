@@ -28,6 +28,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde_json::json;
 
 use super::apply::Applier;
@@ -187,6 +188,14 @@ impl Admin {
     pub(crate) fn alone(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
         self.reading.try_lock().map_err(|_| Failure::new("admin.busy", "the journal is being read for somebody else"))
     }
+}
+
+/// A request that says no more than who asks and why.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Asking {
+    by: String,
+    reason: String,
 }
 
 /// Who decides and why, of a request that has to say so.

@@ -114,10 +114,13 @@ const LIMIT: [Parameter; 1] = [in_query("limit", Kind::Count, "At most so many, 
 
 const BY: Field = field("by", Kind::Text, "Who asks; beside the token's name, where there are tokens.");
 const WHY: Field = required("reason", Kind::Text, "Why; kept with the decision.");
+const PERHAPS_WHY: Field = field("reason", Kind::Text, "Why; kept with the decision.");
+const WHY_IF_MEANT: Field = field("reason", Kind::Text, "Why; kept with the decision. Needed unless `dry_run`.");
+const NAMED: Field = required("connector", Kind::Text, "The connector.");
 const DRY_RUN: Field = field("dry_run", Kind::Bool, "Only say what would be done; needs no reason.");
 
 const REASON: [Field; 2] = [BY, WHY];
-const PERHAPS_REASON: [Field; 2] = [BY, field("reason", Kind::Text, "Why; kept with the decision.")];
+const PERHAPS_REASON: [Field; 2] = [BY, PERHAPS_WHY];
 const LETTERS_MEANT: [Field; 8] = [
     field("connector", Kind::Text, "Of this connector."),
     field("code", Kind::Text, "Refused with this code."),
@@ -126,23 +129,23 @@ const LETTERS_MEANT: [Field; 8] = [
     field("limit", Kind::Count, "At most so many, oldest first."),
     DRY_RUN,
     BY,
-    field("reason", Kind::Text, "Why; kept with the decision. Needed unless `dry_run`."),
+    WHY_IF_MEANT,
 ];
 const SET: [Field; 2] = [
     required("path", Kind::Text, "A column, as `after.tier`."),
     required("value", Kind::Any, "Its new value, as the event's JSON has it."),
 ];
 const EDIT: [Field; 6] = [
-    required("connector", Kind::Text, "The connector."),
+    NAMED,
     required("id", Kind::Text, "The event."),
     required("set", Kind::List(&SET), "What to change."),
     field("dry_run", Kind::Bool, "Only check that it can be changed so."),
     BY,
     WHY,
 ];
-const REVEAL: [Field; 4] = [required("connector", Kind::Text, "The connector."), required("id", Kind::Text, "The event."), BY, WHY];
+const REVEAL: [Field; 4] = [NAMED, required("id", Kind::Text, "The event."), BY, WHY];
 const REPLAY: [Field; 11] = [
-    required("connector", Kind::Text, "The connector."),
+    NAMED,
     required("from", Kind::Text, "Where to begin: an offset, a moment, so long ago (`10m`), an LSN, `first` or `next`."),
     field("to", Kind::Text, "Where to end, this place itself not."),
     field("key", Kind::Text, "Only the row with this key."),
@@ -152,14 +155,14 @@ const REPLAY: [Field; 11] = [
     field("accept_loss", Kind::Bool, "Go on although events are left out."),
     DRY_RUN,
     BY,
-    field("reason", Kind::Text, "Why; kept with the decision. Needed unless `dry_run`."),
+    WHY_IF_MEANT,
 ];
-const END_REPLAY: [Field; 3] = [required("connector", Kind::Text, "The connector."), BY, WHY];
+const END_REPLAY: [Field; 3] = [NAMED, BY, WHY];
 const APPLY: [Field; 4] = [
     field("connectors", Kind::Texts, "Only these; empty means every one whose file changed."),
     field("probation_ms", Kind::Count, "How long each is on trial, milliseconds."),
     BY,
-    field("reason", Kind::Text, "Why; kept with the decision."),
+    PERHAPS_WHY,
 ];
 const SPEC: [Field; 6] = [
     required("tables", Kind::Texts, "Tables, as `public.orders`."),
