@@ -54,7 +54,7 @@ async fn an_id_names_one_backfill() {
     shop.equal().await;
 
     // A deadline leaves the rest for the next start, and a pause for whoever resumes it.
-    let slow = ["backfill", "start", "--table", "public.item", "--id", "slow", "--max-rate", "2k", "--deadline", "1s"];
+    let slow = ["backfill", "start", "--table", "public.item", "--id", "slow", "--max-rate", "2k", "--deadline", "3s"];
     let (code, summary) = shop.summary(&slow).await;
     let first = summary["rows"].as_u64().expect("rows");
     assert!(code == 124 && first > 0 && first < 30_000, "{code} {summary}");

@@ -60,7 +60,8 @@ impl Looking {
         scale::scale(self.observer.figures(), within)
     }
 
-    /// Waits until the same limit was named three times in a row, half a second apart, in these words.
+    /// Waits until the same limit was named three times in a row, half a second apart, in these words: what stands longer than from one of
+    /// the observer's looks, which are a second apart, to the next. Nothing tells of a look, so this asks.
     async fn until(&self, limit: Limit, says: &[&str]) -> Bottleneck {
         let begun = Instant::now();
         let mut seen = Vec::new();

@@ -91,6 +91,7 @@ async fn each_alert_of_the_night_fires_in_its_fault_and_no_other() {
     while !prometheus.firing("page").await.contains(&"TillstreamTwoWriters".to_owned()) {
         assert!(begun.elapsed() < PATIENCE * 2, "TillstreamTwoWriters does not fire");
         client.batch_execute(&take).await.expect("terminates");
+        // The longest that either waits before it asks for the slot again: sooner there would be nobody to take it from.
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
     assert_eq!(prometheus.firing("page").await, ["TillstreamTwoWriters"]);

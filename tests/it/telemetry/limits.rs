@@ -7,7 +7,8 @@ use serde_json::Value;
 use super::faults::Shop;
 use crate::harness::{Level, PATIENCE, Postgres};
 
-/// Waits until the limit was named three times in a row, half a second apart; prints its sentence.
+/// Waits until the limit was named three times in a row, half a second apart, which is longer than from one of the process's looks at itself
+/// to the next: asked for, because nothing outside tells of a look. Prints its sentence.
 async fn until(shop: &Shop, limit: &str, scene: &str, stage: &str, says: &[&str]) {
     let begun = Instant::now();
     let (mut row, mut seen) = (0, Vec::new());
@@ -52,6 +53,7 @@ async fn what_limits_capture_is_named() {
             loop {
                 let sql = "INSERT INTO noise SELECT repeat('x', 1000) FROM generate_series(1, 1000)";
                 client.batch_execute(sql).await.expect("writes");
+                // 5 MB/s: far above what counts as somebody else's WAL, and little on the disk by the time it is named.
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         }
