@@ -120,7 +120,7 @@ fn risks(source: &config::Source, facts: &Facts) -> Vec<String> {
     }
     lines.push(format!("Role {} may read every change that WAL holds. Its password belongs in the vault.", facts.stream.name));
     lines.push(format!(
-        "The first load reads {} at low priority under statement_timeout 5s; `protect:` holds the peak hours.",
+        "The first load reads {} in chunks, no statement longer than 30 s and none that waits longer than 2 s for a lock; `protect:` holds the peak hours.",
         tables(source.tables.len())
     ));
     lines
