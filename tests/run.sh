@@ -95,11 +95,14 @@ built=$SECONDS
 for script in docker/*.sh tests/*.sh .ci/run; do bash -n "$script"; done
 step cargo test --release --locked --workspace --lib --bins
 installed=$(basename "$(dirname "$(docker/postgres.sh bin)")")
-# What takes most of its time waiting (for a server's timeouts, for kills, for processes to be taken over) is no part of a quick run.
+# What takes most of its time waiting (for a server's timeouts, for kills, for processes to be taken over, for a file on trial, for servers of its own
+# to start) is no part of a quick run.
 patient=(slot::stall slot::idle slot::refill slot::readers slot::spill faults::kills faults::absent contract::broker contract::cut_connections contract::tls
     contract::what_can_not_work contract::a_deleted_stream contract::a_stream_that_ends
     e2e::shutdown delivery::schema_change delivery::bottleneck delivery::capacity telemetry::limits telemetry::the_rules doctor::queries console::a_whole
-    backfill::long backfill::speed backfill::commands::an_id backfill::commands::backfills_that)
+    backfill::long backfill::speed backfill::commands::an_id backfill::commands::backfills_that backfill::commands::a_peak
+    delivery::apply::a_mapping_that_fails delivery::stock::four_partitions
+    slot::history::a_slot_that_was_idle slot::history::a_server_restored slot::history::what_holds slot::promotion::a_promotion_without)
 integration() {
     local skips=() all name
     if [ "$level" = quick ]; then
