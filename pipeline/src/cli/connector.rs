@@ -1,4 +1,5 @@
-//! `connector new`: a connector file to begin with. `connector resume`: the decision that one goes on with its tables as they are.
+//! `connector new`: a connector file to begin with. `connector pause` and `connector resume`: nothing is sent to a target for a while, and the decision
+//! that a connector goes on, after a pause or with its tables as they are.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,20 +12,41 @@ use tillstream_connectors::scaffold::{PLACEHOLDER, Secret};
 
 use super::output::{self, End, Format};
 use super::{ConfigFile, dead_letters};
-use crate::ops::desk::Desk;
+use crate::ops::desk::{Desk, Resumed, in_time};
 use crate::ops::failure::Failure;
+use crate::ops::{kept, pauses};
 
-/// Connector files
+/// Connector files, and pausing what they say
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     New(New),
+    Pause(Pause),
     Resume(Resume),
 }
 
-/// Has a connector that waits because a table has changed go on with its tables as they are now
+/// Stops sending to a connector's target, in every process, until `connector resume`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Where its file cannot tell events of the changed table, as without a column that it uses, they become dead letters, which are redriven when\nthe file was mended. To lose no time over that, mend the file first and have it taken over with `tillstream apply`.\n\nExample:\n  tillstream connector resume loyalty --reason \"the new column is not for partners\""
+    after_help = "Calls in the air finish and are settled; then nothing is sent. Capture goes on, and what comes for the connector waits in the journal, in order, as long\nas that keeps it: the command says until when. The pause outlives restarts. Pausing what is paused changes nothing and succeeds.\n\nExample:\n  tillstream connector pause stock --reason \"the warehouse moves its database tonight\""
+)]
+pub(super) struct Pause {
+    /// The connector
+    #[arg(value_name = "NAME")]
+    name: String,
+    #[command(flatten)]
+    config: ConfigFile,
+    /// Why; everybody who asks for the status is told
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// How it is printed
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+/// Has a connector go on that somebody paused, or that waits because a table has changed
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A pause is ended, and what has waited is sent, in order. Where nobody paused it, and a table has changed so that it waits or will, it goes on with its\ntables as they are now: where its file cannot tell events of the changed table, as without a column that it uses, they become dead letters, which are\nredriven when the file was mended. To lose no time over that, mend the file first and have it taken over with `tillstream apply`.\nThe two are never decided at once. With neither the command says so and succeeds.\n\nExamples:\n  tillstream connector resume stock --reason \"it has moved\"\n  tillstream connector resume loyalty --reason \"the new column is not for partners\""
 )]
 pub(super) struct Resume {
     /// The connector
@@ -44,6 +66,7 @@ impl Command {
     pub(super) fn format(&self) -> Format {
         match self {
             Command::New(_) => Format::Human,
+            Command::Pause(pause) => pause.format,
             Command::Resume(resume) => resume.format,
         }
     }
@@ -69,27 +92,72 @@ pub(super) struct New {
 pub(super) async fn run(command: Command, registry: &Registry) -> Result<(), End> {
     match command {
         Command::New(new) => scaffold(new, registry),
+        Command::Pause(arguments) => pause(arguments, registry).await,
         Command::Resume(arguments) => resume(arguments, registry).await,
     }
 }
 
+async fn pause(Pause { name, config, reason, format }: Pause, registry: &Registry) -> Result<(), End> {
+    if reason.trim().is_empty() {
+        return Err(Failure::new("usage.arguments", "say why in --reason").into());
+    }
+    let (pipeline, journal, state) = dead_letters::read(&config, registry).await?;
+    super::named(&pipeline, &name)?;
+    let retention = pipeline.journal.retention();
+    let waits = in_time(kept::kept(journal.as_ref(), &state, &name, retention)).await??;
+    let desk = Desk::new(journal, &pipeline.name, &pipeline.source.name);
+    let decision = dead_letters::decision("connector pause", reason);
+    let already = desk.pause(&state, &name, &decision).await?;
+    if format == Format::Json {
+        return Ok(output::print(pauses::paused(&name, already.as_ref(), waits, retention))?);
+    }
+    match &already {
+        Some(pause) => output::print(output::clean(&format!(
+            "{name}: was paused already, by {} since {}: {}; nothing was changed",
+            pause.who(),
+            pause.since(),
+            pause.reason
+        )))?,
+        None => output::print(format_args!(
+            "{name}: paused; calls in the air finish, then nothing is sent until `tillstream connector resume {name}`"
+        ))?,
+    }
+    output::print(format_args!(
+        "  warning: what comes for it waits in the journal ({} entries do now), which keeps it {}; what is not delivered by then is lost to its target",
+        waits.entries,
+        kept::until(waits.left, retention)
+    ))?;
+    Ok(())
+}
+
 async fn resume(Resume { name, config, reason, format }: Resume, registry: &Registry) -> Result<(), End> {
     let (pipeline, journal, state) = dead_letters::read(&config, registry).await?;
-    let Some(connector) = pipeline.connectors.iter().find(|connector| connector.name == name) else {
-        return Err(Failure::new("usage.arguments", format!("the pipeline has no connector `{}`", output::clean(&name))).into());
-    };
+    let connector = super::named(&pipeline, &name)?;
     let desk = Desk::new(journal, &pipeline.name, &pipeline.source.name);
-    let tables = desk.resume(&state, connector, &dead_letters::decision("connector resume", reason)).await?;
-    match format {
-        Format::Json => {
-            let tables: Vec<_> = tables.iter().map(|(table, layout)| serde_json::json!({"table": table, "layout": layout})).collect();
-            output::print(serde_json::json!({"connector": name, "accepted": tables}))?;
+    let resumed = desk.resume(&state, connector, true, &dead_letters::decision("connector resume", reason)).await?;
+    if format == Format::Json {
+        return Ok(output::print(pauses::resumed(&name, &resumed))?);
+    }
+    match resumed {
+        Resumed::Pause(pause) => {
+            output::print(output::clean(&format!(
+                "{name}: goes on; {} had paused it since {}: {}",
+                pause.who(),
+                pause.since(),
+                pause.reason
+            )))?;
+            if crate::delivery::is_undecided(connector, &state) {
+                output::print(format_args!(
+                    "  a table has changed too: it waits there until that is decided (`tillstream schema history`)"
+                ))?;
+            }
         }
-        Format::Human => {
+        Resumed::Tables(tables) => {
             for (table, layout) in tables {
                 output::print(format_args!("{name}: goes on with {} as it is (layout {layout})", output::clean(&table)))?;
             }
         }
+        Resumed::Nothing => output::print(format_args!("{name}: is not paused, and no changed table makes it wait; nothing was changed"))?,
     }
     Ok(())
 }

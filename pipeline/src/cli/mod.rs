@@ -101,7 +101,11 @@ fn named<'p>(pipeline: &'p Pipeline, name: &str) -> Result<&'p Connector, Failur
     pipeline.connectors.iter().find(|c| c.name == name).ok_or_else(|| {
         let names: Vec<&str> = pipeline.connectors.iter().map(|c| c.name.as_str()).collect();
         let what = format!("there is no connector `{}`; the pipeline has {}", output::clean(name), names.join(", "));
-        Failure::new("usage.arguments", what)
+        let mut failure = Failure::new("usage.arguments", what);
+        if let Some(near) = config::nearest(name, names.iter().copied()) {
+            failure.fix = Some(format!("did you mean `{near}`?"));
+        }
+        failure
     })
 }
 

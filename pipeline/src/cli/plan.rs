@@ -127,6 +127,7 @@ pub(super) async fn apply(arguments: Apply, settings: &Settings, registry: &Regi
         if common.format == Format::Human {
             let (name, settled) = (text("connector"), &result["settled"]);
             match result["result"].as_str() {
+                Some("applied") if result["why"].is_string() => output::print(format_args!("{name}: applied; {}", text("why")))?,
                 Some("applied") => {
                     output::print(format_args!("{name}: applied; {settled} events settled in its trial, {} refused", result["refused"]))?
                 }

@@ -177,8 +177,12 @@ async fn wait(arguments: &Arguments, journal: &Arc<dyn Journal>, connector: &str
     };
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     tokio::select! {
-        over = follower.wait_for(is_over) => match over {
-            Some(_) => Ok(()),
+        over = follower.wait_for(|state| is_over(state) || state.pause(connector).is_some()) => match over {
+            Some(state) if is_over(&state) => Ok(()),
+            Some(_) => {
+                let what = format!("somebody paused {connector}: what was asked for is delivered when it is resumed");
+                Err(Failure::new("delivery.paused", what).into())
+            }
             None => Err(Failure::new("delivery.control_ended", "the control journal is no longer followed").into()),
         },
         ended = following => Ok(ended?),

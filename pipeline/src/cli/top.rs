@@ -201,6 +201,12 @@ fn picture(status: &Value) -> String {
             short(&connector["in_flight"]),
             short(&connector["dead_letters"]),
         ));
+        if connector["paused"].is_object() {
+            let since = connector["since"].as_str().and_then(|at| at.split('.').next()).unwrap_or("-");
+            let kept = connector["paused"]["kept"].as_str().unwrap_or("-");
+            let why = connector["why"].as_str().unwrap_or("-");
+            out.push_str(&format!("  since {since}: {why}; the journal keeps what waits {kept}\n"));
+        }
     }
     out
 }
@@ -218,7 +224,10 @@ mod tests {
             "source": {"state": "catching_up", "events_per_second": 1234.5, "lag_bytes": 1024, "retained_wal_bytes": 2048, "slot": {"ceiling_bytes": 4096, "seconds_to_ceiling": 90}},
             "journal": {"state": "healthy", "kind": "local", "unconfirmed_bytes": 0},
             "figures": {"connectors": [{"name": "crm", "drain_seconds": 840, "stages": [{"stage": "deliver", "events_per_second": 20, "utilisation": 0.98, "seconds": 0.42, "p95_seconds": 1.5, "queue": 12000, "queue_unit": "events"}]}]},
-            "connectors": [{"name": "crm", "state": "blocked", "events_per_second": 20, "lag_entries": 1_200_000, "lag_seconds": 65.0, "in_flight": 8, "dead_letters": 3}],
+            "connectors": [
+                {"name": "crm", "state": "blocked", "events_per_second": 20, "lag_entries": 1_200_000, "lag_seconds": 65.0, "in_flight": 8, "dead_letters": 3},
+                {"name": "stock", "state": "paused", "since": "2026-11-22T09:00:00.1Z", "why": "paused by anna: it moves", "paused": {"kept": "until then"}},
+            ],
         });
         let picture = picture(&status);
         for part in [
@@ -231,6 +240,7 @@ mod tests {
             "1.2M",
             "14m",
             "room lasts 1m30s",
+            "  since 2026-11-22T09:00:00: paused by anna: it moves; the journal keeps what waits until then",
         ] {
             assert!(picture.contains(part), "{part} in\n{picture}");
         }

@@ -217,6 +217,17 @@ pub enum Journal {
     Local(LocalJournal),
 }
 
+impl Journal {
+    /// When its entries may go.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        match self {
+            Journal::Rabbitmq(journal) => journal.retention,
+            Journal::Local(journal) => journal.retention,
+        }
+    }
+}
+
 /// RabbitMQ streams: `<stream>` with one partition, `<stream>-0..n` as a super stream with several, `<stream>.control` beside them.
 #[derive(Debug, Clone)]
 pub struct RabbitJournal {

@@ -4,7 +4,7 @@
 //! ```text
 //!  capture    Session (a fence) · Released · Layout · Cursor · LoadFinished · Backfill · Snapshot ┐
 //!  delivery   Member · Lease · Checkpoint · DeadLetter · DeadLetterSettled · LayoutAccepted ──────────┼──▶ control log ──replay──▶ State
-//!  operator   Operator · RedriveRequested · ReplayRequested · DeadLetterSettled · LayoutAccepted · Epoch · Audit ┘
+//!  operator   Operator · RedriveRequested · ReplayRequested · Pause · DeadLetterSettled · LayoutAccepted · Epoch · Audit ┘
 //! ```
 //!
 //! Every fact has one owner and every process learns all facts by reading the same log, so any node can take over
@@ -19,6 +19,7 @@ mod backfill;
 mod encode;
 mod history;
 mod member;
+mod pause;
 mod record;
 mod replay;
 mod snapshot;
@@ -32,6 +33,7 @@ pub use backfill::{BackfillJob, BackfillOptions, BackfillSpec, BackfillState};
 pub use encode::{Stamp, encode};
 pub use history::{Happened, history};
 pub use member::{Member, Place, Presence};
+pub use pause::Pause;
 pub use record::{
     Audit, Body, Checkpoint, Cursor, DeadLetter, DeadLetterSettled, Epoch, KeyTexts, LayoutAccepted, LayoutColumn, Lease, LoadFinished,
     OpenLetter, Operator, Partitioning, Piece, Record, RedriveRequested, Released, Session, Settled, Snapshot, TableLayout, now_ms,

@@ -16,6 +16,7 @@ use tillstream_schemas::{Lineage, Lsn, Policy, Position};
 use super::ControlError;
 use super::backfill::BackfillJob;
 use super::member::Member;
+use super::pause::Pause;
 use super::stretch::{ReplayRequested, ReplayTaken};
 use crate::journal::Offset;
 
@@ -51,6 +52,8 @@ pub enum Record {
     RedriveRequested(RedriveRequested),
     /// An operator wants a stretch of the journal delivered again.
     ReplayRequested(ReplayRequested),
+    /// Somebody paused a connector, or had it go on.
+    Pause(Pause),
     /// How far a backfill is in one table.
     Cursor(Cursor),
     /// A backfill has read all its tables.
@@ -548,6 +551,9 @@ pub struct Snapshot {
     /// The last replay that was asked for of each connector and partition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replays: Vec<ReplayRequested>,
+    /// Connectors that somebody paused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pauses: Vec<Pause>,
     /// When.
     pub at_ms: i64,
 }

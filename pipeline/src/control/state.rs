@@ -9,6 +9,7 @@ use super::ControlError;
 use super::backfill::{BackfillJob, BackfillState};
 use super::encode::digest;
 use super::member::Member;
+use super::pause::Pause;
 use super::record::{
     Audit, Checkpoint, Cursor, DeadLetter, Epoch, LayoutAccepted, Lease, LoadFinished, OpenLetter, Piece, Record, RedriveRequested,
     Session, Snapshot, TableLayout, now_ms,
@@ -71,6 +72,8 @@ pub struct State {
     checkpoints: BTreeMap<(String, u16), Checkpoint>,
     /// The last ones, by connector and partition.
     replays: BTreeMap<(String, u16), ReplayRequested>,
+    /// Those that are not over, by connector.
+    pauses: BTreeMap<String, Pause>,
     letters: BTreeMap<(String, String), Letter>,
     letter_bytes: usize,
     /// By job, table and part.
@@ -197,6 +200,12 @@ impl State {
     pub fn pending_replay(&self, connector: &str, partition: u16) -> Option<&ReplayRequested> {
         let taken = self.checkpoint(connector, partition).and_then(|c| c.replay).map_or(0, |taken| taken.number);
         self.replay(connector, partition).filter(|request| request.number > taken)
+    }
+
+    /// Who paused this connector, when and why; `None` while nobody has.
+    #[must_use]
+    pub fn pause(&self, connector: &str) -> Option<&Pause> {
+        self.pauses.get(connector)
     }
 
     /// Open dead letters by connector and event id.
@@ -366,6 +375,13 @@ impl State {
                     self.replays.insert(key, request);
                 }
             }
+            Record::Pause(pause) if fresh && pause.over => {
+                self.pauses.remove(&pause.connector);
+            }
+            // Of two the first says since when and why.
+            Record::Pause(pause) if fresh => {
+                self.pauses.entry(pause.connector.clone()).or_insert(pause);
+            }
             Record::Cursor(cursor) => {
                 let key = (cursor.job.clone(), cursor.table.clone(), cursor.part.clone());
                 let rank = |c: &Cursor| (c.epoch, c.chunk, c.attempt, c.done);
@@ -405,6 +421,7 @@ impl State {
             Record::DeadLetter(_)
             | Record::DeadLetterSettled(_)
             | Record::RedriveRequested(_)
+            | Record::Pause(_)
             | Record::LayoutAccepted(_)
             | Record::Backfill(_)
             | Record::Audit(_)
@@ -586,6 +603,7 @@ impl State {
             layouts: self.layouts().cloned().collect(),
             accepted: self.accepted.values().flatten().cloned().collect(),
             replays: self.replays.values().cloned().collect(),
+            pauses: self.pauses.values().cloned().collect(),
             at_ms: now_ms(),
         })
     }
@@ -600,6 +618,7 @@ impl State {
         state.checkpoints = snapshot.checkpoints.into_iter().map(|c| ((c.connector.clone(), c.partition), c)).collect();
         state.members = snapshot.members.into_iter().map(|m| (m.slot, m)).collect();
         state.replays = snapshot.replays.into_iter().map(|r| ((r.connector.clone(), r.partition), r)).collect();
+        state.pauses = snapshot.pauses.into_iter().map(|p| (p.connector.clone(), p)).collect();
         for open in snapshot.dead_letters {
             state.insert_letter(open.letter, open.redrive_requested);
         }

@@ -253,6 +253,11 @@ fn accepted(layout: &str, refuse: bool) -> Record {
     Record::LayoutAccepted(LayoutAccepted { connector, table, layout: layout.to_owned(), refuse, by: "op".to_owned(), at_ms: 1 })
 }
 
+fn pause(at_ms: i64, over: bool) -> Record {
+    let (reason, by) = ("it moves".to_owned(), "anna pid 7: connector pause".to_owned());
+    Record::Pause(Pause { connector: "stock".to_owned(), over, reason, by, at_ms })
+}
+
 fn redrive(event: &str) -> Record {
     let event_ids = vec![event.to_owned()];
     Record::RedriveRequested(RedriveRequested { connector: "stock".to_owned(), event_ids, code: None, by: "op".to_owned(), at_ms: 1 })
@@ -294,6 +299,8 @@ fn records_keep_their_stored_form() {
         settled("e1-0/1-1"),
         redrive("e1-0/1-1"),
         wish(4),
+        pause(1, false),
+        pause(2, true),
         cursor(3, 1),
         Record::LoadFinished(LoadFinished { job: "load".to_owned(), epoch: 1, tables: 2, rows: 3, at_ms: 4 }),
         Record::Released(Released { epoch: 1, upto: Lsn(0x18), at_ms: 1 }),
@@ -311,6 +318,8 @@ fn records_keep_their_stored_form() {
     assert_eq!(String::from_utf8(checkpoint(2, 5).to_json()).expect("UTF-8"), golden);
     let golden = r#"{"v":1,"type":"replay_requested","connector":"stock","partition":0,"number":4,"from":{"offset":3,"position":"1-0/3-1","token":1},"to":9,"row":"00000000000000ff","by":"op","at_ms":1}"#;
     assert_eq!(String::from_utf8(wish(4).to_json()).expect("UTF-8"), golden);
+    let golden = r#"{"v":1,"type":"pause","connector":"stock","reason":"it moves","by":"anna pid 7: connector pause","at_ms":5}"#;
+    assert_eq!(String::from_utf8(pause(5, false).to_json()).expect("UTF-8"), golden);
     let golden = r#"{"v":1,"type":"session","token":3,"nonce":"n","owner":"host/1","pipeline":"shop","source":"pos","system_id":"18446744073709551615","timeline":1,"slot":"shop","epoch":1,"lineage":"0000000000000abc","at_ms":1}"#;
     assert_eq!(String::from_utf8(session(3, "n").to_json()).expect("UTF-8"), golden);
 }
@@ -336,6 +345,27 @@ fn a_replay_counts_until_a_checkpoint_says_that_it_was_taken_up() {
     assert_eq!((request.row(), request.is_bounded()), (Some(255), true));
     assert!(!ReplayRequested { to: None, row: None, ..request.clone() }.is_bounded());
     assert!(ReplayRequested { to: None, row: None, from: None, ..request }.is_bounded());
+}
+
+#[test]
+fn a_pause_lasts_until_somebody_ends_it_and_the_first_one_says_since_when() {
+    let since = |state: &State| state.pause("stock").map(|p| (p.at_ms, p.who().to_owned(), p.since()));
+    let state = applied(&[(0, pause(1_000, false)), (0, pause(2_000, false))]);
+    assert_eq!(since(&state), Some((1_000, "anna".to_owned(), "1970-01-01 00:00:01 UTC".to_owned())));
+    assert!(state.pause("crm").is_none());
+    let mut again = State::from_snapshot(state.snapshot().expect("whole"));
+    assert_eq!(since(&again), since(&state), "a start from a snapshot knows of it");
+    again.apply_record(Stored { offset: again.next(), token: 0, bytes: 1, record: pause(3_000, true) }).expect("applies");
+    assert_eq!(since(&again), None);
+    assert_eq!(
+        since(&applied(&[(0, pause(1, false)), (0, pause(2, true)), (0, pause(3, true)), (0, pause(4, false))])).map(|s| s.0),
+        Some(4)
+    );
+    // A snapshot that was stored before there were any.
+    let earlier = Record::Snapshot(Box::new(applied(&[(0, checkpoint(1, 2))]).snapshot().expect("whole")));
+    let stored = String::from_utf8(earlier.to_json()).expect("UTF-8");
+    assert!(!stored.contains("pauses"), "{stored}");
+    assert_eq!(Record::from_json(stored.as_bytes()).expect("reads"), earlier);
 }
 
 #[test]
@@ -401,7 +431,7 @@ fn any_record(rng: &mut StdRng, token: u32) -> (u32, Record, &'static str) {
     let delivery = "tillstream/shop/delivery/stock/0";
     let operator = "tillstream/shop/operator";
     let capture = "tillstream/shop/capture";
-    match rng.random_range(0..12) {
+    match rng.random_range(0..14) {
         0 => (0, lease(rng.random_range(1..5), "n"), delivery),
         1..=3 => (0, checkpoint(rng.random_range(1..5), rng.random_range(0..99)), delivery),
         4 => (0, letter(&event, &"\"\\ü".repeat(rng.random_range(0..700))), delivery),
@@ -410,6 +440,7 @@ fn any_record(rng: &mut StdRng, token: u32) -> (u32, Record, &'static str) {
         7 => (0, redrive(&event), operator),
         8 => (token, cursor(rng.random_range(0..9), rng.random_range(0..3)), capture),
         9 => (token, session(token, if rng.random() { "a" } else { "b" }), capture),
+        11 | 12 => (0, pause(rng.random_range(0..9), rng.random()), operator),
         10 => (0, accepted(["a", "b", "c"][rng.random_range(0..3)], rng.random()), delivery),
         _ => (0, Record::Audit(Audit { who: "op".to_owned(), what: "w".to_owned(), why: event, at_ms: 1 }), operator),
     }

@@ -16,7 +16,7 @@ use super::gate::{Gate, Heard};
 use super::mark::LaneMark;
 use super::queue::{Applied, Cut, Head, Origin, Queue, Rejected, Work};
 use super::settlement::Point;
-use super::stats::{ConnectorState, ConnectorStats, LaneTimes};
+use super::stats::{Answer, ConnectorState, ConnectorStats, LaneTimes};
 use crate::config;
 use crate::retry::Delays;
 
@@ -107,6 +107,8 @@ pub(super) struct Lane {
     /// A call that takes longer is given up: nothing is known of its items.
     pub(super) call_max: Duration,
     pub(super) stop: CancellationToken,
+    /// Calls in the air may finish only for a while.
+    pub(super) hurry: CancellationToken,
     pub(super) store_mark: bool,
 }
 
@@ -180,7 +182,8 @@ impl Lane {
         let (heads, items): (Vec<Head>, Vec<Item>) = batch.into_iter().map(|w| (w.head, w.item)).unzip();
         let batch = Batch { items, mark: self.mark() };
         let fresh = !Queue::has_failed_before(&heads);
-        let outcomes = match self.attempts(&batch, fresh).await {
+        let bytes = heads.iter().map(|h| h.bytes).sum();
+        let outcomes = match self.attempts(&batch, fresh, bytes).await {
             Attempt::Done(outcomes) => outcomes,
             Attempt::Split => {
                 self.queue.split(heads, batch.items);
@@ -240,7 +243,7 @@ impl Lane {
 
     /// Repeats the same batch, under the same keys, until the target answers, someone has to act, or we stop. `fresh` says
     /// that none of its items has failed before.
-    async fn attempts(&mut self, batch: &Batch, fresh: bool) -> Attempt {
+    async fn attempts(&mut self, batch: &Batch, fresh: bool, bytes: usize) -> Attempt {
         let mut delays = Delays::new(self.retry.base, self.retry.max);
         let (mut failures, mut taken_before) = (0, 0);
         loop {
@@ -249,7 +252,7 @@ impl Lane {
                 () = self.stop.cancelled() => return Attempt::Stopped,
                 pass = self.gate.enter(batch.items.len()) => pass,
             };
-            let error = match self.call(batch).await {
+            let error = match self.call(batch, bytes).await {
                 Attempt::Done(outcomes) if outcomes.len() <= batch.items.len() && (batch.items.is_empty() || !outcomes.is_empty()) => {
                     pass.ended(heard(&outcomes, fresh), outcomes.len());
                     self.stats.set_state(ConnectorState::Running);
@@ -319,14 +322,14 @@ impl Lane {
         (error.after.is_none() && failures >= enough).then_some(Attempt::Split)
     }
 
-    /// One call. A stop lets it finish for a while.
-    async fn call(&mut self, batch: &Batch) -> Attempt {
+    /// One call. A stop lets it finish, for a while where there is hurry.
+    async fn call(&mut self, batch: &Batch, bytes: usize) -> Attempt {
         ConnectorStats::add(&self.stats.calls, 1);
         let begun = Instant::now();
         let limit = self.call_max;
-        let stop = self.stop.clone();
+        let (stop, hurry) = (self.stop.clone(), self.hurry.clone());
         let stopped = async move {
-            stop.cancelled().await;
+            tokio::join!(stop.cancelled(), hurry.cancelled());
             tokio::time::sleep(FINISH_WITHIN).await;
         };
         let result = tokio::select! {
@@ -345,6 +348,9 @@ impl Lane {
         } else {
             stats.failed_times.observe(took);
         }
+        if !batch.items.is_empty() {
+            stats.answered(answer(&result, batch.items.len(), bytes, took));
+        }
         match result {
             Ok(Ok(outcomes)) => Attempt::Done(outcomes),
             Ok(Err(error)) => Attempt::Failed(error),
@@ -356,6 +362,29 @@ impl Lane {
             }),
         }
     }
+}
+
+/// What is remembered of a call.
+fn answer<E>(result: &Result<Result<Vec<Outcome>, SinkError>, E>, items: usize, bytes: usize, took: Duration) -> Answer {
+    let mut answer =
+        Answer { at_ms: crate::control::now_ms(), took, items, bytes, applied: 0, absorbed: 0, repeated: items, refused: 0, code: None };
+    let outcomes = match result {
+        Ok(Ok(outcomes)) => outcomes,
+        Ok(Err(error)) => return Answer { code: Some(error.code.clone()), ..answer },
+        Err(_) => return Answer { code: Some("delivery.call_timeout".to_owned()), ..answer },
+    };
+    let count = |is: fn(&Outcome) -> bool| outcomes.iter().filter(|outcome| is(outcome)).count();
+    answer.applied = count(|o| matches!(o, Outcome::Delivered));
+    answer.absorbed = count(|o| matches!(o, Outcome::Absorbed));
+    answer.refused = count(|o| matches!(o, Outcome::Rejected(_)));
+    // What was not attempted is repeated too.
+    answer.repeated = items.saturating_sub(answer.applied + answer.absorbed + answer.refused);
+    answer.code = outcomes.iter().find_map(|outcome| match outcome {
+        Outcome::Rejected(reason) => Some(reason.code.clone()),
+        Outcome::Retry(retry) => Some(retry.reason.code.clone()),
+        Outcome::Delivered | Outcome::Absorbed => None,
+    });
+    answer
 }
 
 /// What the outcomes of a call tell of the target.

@@ -15,8 +15,9 @@
 //!
 //! A dead letter is delivered again by the process that delivers its connector: `dead-letters redrive` only stores the
 //! request, and whoever holds the lease of that partition picks it up, so there is one writer to each target at any
-//! time. A replay goes the same way ([`replay`]). Several processes share the partitions of each connector ([`membership`]); what one leaves behind, by its end or by
-//! its death, the others take over. With no process running the request waits for the next `run` (or `run --until-caught-up`).
+//! time. A replay goes the same way ([`replay`]), and so does a pause, which every process obeys. Several processes share the
+//! partitions of each connector ([`membership`]); what one leaves behind, by its end or by its death, the others take over. With
+//! no process running the request waits for the next `run` (or `run --until-caught-up`).
 //!
 //! This module never reads the source database and never writes a data log.
 
@@ -35,6 +36,7 @@ pub mod mark;
 mod membership;
 mod outputs;
 mod partition;
+mod pause;
 pub mod place;
 pub mod preview;
 mod queue;
@@ -57,12 +59,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-pub use shape::acceptances;
-pub use stats::{Breaker, ConnectorState, ConnectorStats, LastError, PartitionProgress, Stats};
+pub use shape::{acceptances, is_undecided};
+pub use stats::{Answer, Breaker, ConnectorState, ConnectorStats, LastError, PartitionProgress, Stats};
 pub use switch::{Listeners, NotSwitched, Switches};
 
 use crate::config;
-use crate::control::{self, ControlError, Follower};
+use crate::control::{self, ControlError, Follower, Pause};
 use crate::journal::{Journal, JournalError, Log, Offset};
 use crate::retry::Delays;
 use events::Shared;
@@ -161,6 +163,9 @@ pub enum DeliveryError {
     /// A table has changed, and the connector is not to go on by itself.
     #[error("{0}")]
     SchemaChanged(String),
+    /// Somebody paused the connector, and there is something to deliver.
+    #[error("connector {} is paused by {} since {}: {}", .0.connector, .0.who(), .0.since(), .0.reason)]
+    Paused(Box<Pause>),
     /// Nobody follows the control journal any more.
     #[error("the control journal is no longer followed")]
     Ended,
@@ -194,6 +199,7 @@ impl DeliveryError {
             | DeliveryError::Tables(_)
             | DeliveryError::GroupTooLarge { .. }
             | DeliveryError::SchemaChanged(_)
+            | DeliveryError::Paused(_)
             | DeliveryError::Bug => false,
         }
     }
@@ -212,6 +218,7 @@ impl DeliveryError {
             DeliveryError::Tables(e) => e.code().into(),
             DeliveryError::GroupTooLarge { .. } => "delivery.group_too_large".into(),
             DeliveryError::SchemaChanged(_) => shape::CODE.into(),
+            DeliveryError::Paused(_) => "delivery.paused".into(),
             DeliveryError::Ended => "delivery.control_ended".into(),
             DeliveryError::NotSettled => "delivery.not_settled".into(),
             DeliveryError::Bug => "delivery.bug".into(),
@@ -427,6 +434,7 @@ impl Supervisor {
         };
         let (mut follower, following) = started;
         tokio::pin!(following);
+        let mut pauses = follower.clone();
         let mut roster = self.roster.clone();
         let stop = self.stop.child_token();
         let mut running = Running { stop, settle: CancellationToken::new(), tasks: JoinSet::new(), partitions: BTreeMap::new() };
@@ -435,10 +443,15 @@ impl Supervisor {
         let mut result = Ok(());
         let mut followed = false;
         let mut switch: Option<Switch> = None;
+        let mut resting = Rest::default();
         let late = tokio::time::sleep(Duration::MAX);
         tokio::pin!(late);
         loop {
+            let paused = follower.state().pause(&self.connector.name).cloned();
             if running.stop.is_cancelled() || switch.is_some() {
+                if paused.is_some() {
+                    running.stop_calling();
+                }
                 if running.tasks.is_empty() {
                     let switch = switch.filter(|_| !self.stop.is_cancelled());
                     return match result {
@@ -450,16 +463,30 @@ impl Supervisor {
                     };
                 }
             } else {
-                let (joined, wanted) = {
+                let (joined, mut wanted) = {
                     let roster = roster.borrow_and_update();
                     (!roster.me.is_empty(), roster.mine.get(&self.connector.name).cloned().unwrap_or_default())
                 };
-                self.adjust(&mut running, &wanted, &caught_up, &follower, rewind);
-                if let Some(ends) = self.ends.as_ref().filter(|_| joined) {
+                self.give_up(&running, &wanted);
+                if paused.is_some() {
+                    self.rest(&running, &mut resting, &wanted, &follower);
+                    wanted.clear();
+                } else {
+                    if resting.end() {
+                        tracing::info!(connector = self.connector.name, "it goes on, nobody pauses it any more");
+                        self.stats.set_state(ConnectorState::Starting);
+                        self.forget_all_but(&wanted);
+                    }
+                    self.begin(&mut running, &wanted, &caught_up, &follower, rewind);
+                }
+                if let Some(ends) = self.ends.as_ref().filter(|_| joined || paused.is_some()) {
                     let state = follower.state();
                     caught_up.extend(self.settled_elsewhere(&state, ends, &wanted));
-                    if caught_up.len() == ends.len() && running.tasks.is_empty() {
+                    if running.tasks.is_empty() && caught_up.len() == ends.len() {
                         return result.map(|()| None);
+                    }
+                    if let Some(pause) = paused.as_ref().filter(|_| running.tasks.is_empty()) {
+                        return result.and(Err(DeliveryError::Paused(Box::new(pause.clone()))));
                     }
                 }
             }
@@ -501,11 +528,17 @@ impl Supervisor {
                     followed |= state.is_none();
                     None
                 }
+                state = pauses.wait_for(|state| state.pause(&self.connector.name).is_some() != paused.is_some()), if !followed && !stopping => {
+                    followed |= state.is_none();
+                    None
+                }
             };
             let Some(ended) = ended else { continue };
             let (partition, ended) = ended.unwrap_or((u16::MAX, Err(DeliveryError::Bug)));
-            let asked = running.partitions.remove(&partition).is_some_and(|stop| stop.is_cancelled());
-            if asked && !stopping {
+            let tokens = running.partitions.remove(&partition);
+            let asked = tokens.is_some_and(|tokens| tokens.stop.is_cancelled());
+            // Of a connector that is paused it stays known how far it is.
+            if asked && !stopping && !resting.begun {
                 self.stats.forget(partition);
             }
             match ended {
@@ -530,14 +563,41 @@ impl Supervisor {
         }
     }
 
-    /// Starts what is ours and ends what is not any more.
-    fn adjust(&self, running: &mut Running, wanted: &BTreeSet<u16>, caught_up: &BTreeSet<u16>, follower: &Follower, rewind: bool) {
-        for (partition, stop) in &running.partitions {
-            if !wanted.contains(partition) && !stop.is_cancelled() {
+    /// Ends what is not ours any more.
+    fn give_up(&self, running: &Running, wanted: &BTreeSet<u16>) {
+        for (partition, tokens) in &running.partitions {
+            if !wanted.contains(partition) && !tokens.hurry.is_cancelled() {
                 tracing::info!(connector = self.connector.name, partition, "another process is to deliver the partition");
-                stop.cancel();
+                tokens.hurry.cancel();
             }
         }
+    }
+
+    /// Ends everything, since somebody paused the connector, and looks after what waits.
+    fn rest(&self, running: &Running, resting: &mut Rest, wanted: &BTreeSet<u16>, follower: &Follower) {
+        if !std::mem::replace(&mut resting.begun, true) {
+            tracing::info!(connector = self.connector.name, "somebody paused it: calls in the air finish, everything else waits");
+        }
+        running.stop_calling();
+        if !running.partitions.is_empty() {
+            return;
+        }
+        self.stats.set_state(ConnectorState::Paused);
+        if resting.of.as_ref() != Some(wanted) {
+            self.forget_all_but(wanted);
+            let (journal, stats) = (self.journal.clone(), self.stats.clone());
+            resting.look_after(wanted, pause::Resting { journal, follower: follower.clone(), partitions: wanted.clone(), stats });
+        }
+    }
+
+    fn forget_all_but(&self, wanted: &BTreeSet<u16>) {
+        for gone in self.stats.partitions().into_keys().filter(|partition| !wanted.contains(partition)) {
+            self.stats.forget(gone);
+        }
+    }
+
+    /// Starts what is ours.
+    fn begin(&self, running: &mut Running, wanted: &BTreeSet<u16>, caught_up: &BTreeSet<u16>, follower: &Follower, rewind: bool) {
         self.gate.set_share(wanted.len() as f64 / self.shared.len().max(1) as f64);
         if wanted.is_empty() && running.partitions.is_empty() && !self.roster.borrow().me.is_empty() {
             self.stats.set_state(ConnectorState::Standby);
@@ -546,7 +606,8 @@ impl Supervisor {
             if !wanted.contains(&partition) || running.partitions.contains_key(&partition) || caught_up.contains(&partition) {
                 continue;
             }
-            let stop = running.stop.child_token();
+            let hurry = running.stop.child_token();
+            let stop = hurry.child_token();
             let context = start::Context {
                 journal: self.journal.clone(),
                 pipeline: self.pipeline.clone(),
@@ -560,12 +621,13 @@ impl Supervisor {
                 stats: self.stats.clone(),
                 gate: self.gate.clone(),
                 stop: stop.clone(),
+                hurry: hurry.clone(),
                 settle: running.settle.clone(),
                 rewind,
                 until: self.ends.as_ref().map(|ends| ends.get(usize::from(partition)).copied().flatten()),
             };
             running.tasks.spawn(async move { (partition, partition::run(context).await) });
-            running.partitions.insert(partition, stop);
+            running.partitions.insert(partition, Tokens { hurry, stop });
         }
     }
 
@@ -585,5 +647,44 @@ struct Running {
     /// Cancelled when they are to end with everything settled that was read.
     settle: CancellationToken,
     tasks: JoinSet<(u16, Result<Ended, DeliveryError>)>,
-    partitions: BTreeMap<u16, CancellationToken>,
+    partitions: BTreeMap<u16, Tokens>,
+}
+
+impl Running {
+    /// Ends every partition without hurry.
+    fn stop_calling(&self) {
+        for tokens in self.partitions.values() {
+            tokens.stop.cancel();
+        }
+    }
+}
+
+/// What ends a partition.
+struct Tokens {
+    /// Ends `stop` too, and leaves calls in the air only a while.
+    hurry: CancellationToken,
+    stop: CancellationToken,
+}
+
+/// Whether a session rests because somebody paused the connector.
+#[derive(Default)]
+struct Rest {
+    begun: bool,
+    /// The partitions that are looked after.
+    of: Option<BTreeSet<u16>>,
+    watch: JoinSet<()>,
+}
+
+impl Rest {
+    fn look_after(&mut self, partitions: &BTreeSet<u16>, resting: pause::Resting) {
+        self.watch = JoinSet::new();
+        self.watch.spawn(resting.watch());
+        self.of = Some(partitions.clone());
+    }
+
+    /// Ends it; whether it had begun.
+    fn end(&mut self) -> bool {
+        (self.of, self.watch) = (None, JoinSet::new());
+        std::mem::take(&mut self.begun)
+    }
 }

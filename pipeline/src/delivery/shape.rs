@@ -264,11 +264,27 @@ impl Cause {
     }
 }
 
+fn tables_of(connector: &Connector) -> BTreeSet<String> {
+    let looked_up = connector.mapping.iter().flat_map(|m| m.lookups()).map(|lookup| &lookup.table);
+    connector.tables.iter().chain(looked_up).map(|(schema, table)| format!("{schema}.{table}")).collect()
+}
+
+/// Whether a layout of the connector's tables makes it wait, or will, until somebody decides ([`acceptances`]): one that it has not met where it is to stop
+/// before each, or one without a column that it uses.
+#[must_use]
+pub fn is_undecided(connector: &Connector, state: &State) -> bool {
+    let (shapes, tables) = (Shapes::new(connector), tables_of(connector));
+    state.layouts().filter(|layout| tables.contains(&layout.table)).any(|layout| {
+        let met = || acceptance(state, &connector.name, &layout.table, &layout.layout);
+        let is_new = shapes.mode == SchemaChange::Pause && matches!(met(), Acceptance::Other);
+        let seen = shapes.look(state, &layout.table, layout);
+        is_new || (!seen.lost.is_empty() && !seen.refuse)
+    })
+}
+
 /// What has to be stored for a connector to go on with its tables as they are now. `refuse`: also where the file as it is cannot tell them.
 #[must_use]
 pub fn acceptances(connector: &Connector, state: &State, refuse: bool, by: &str) -> Vec<LayoutAccepted> {
-    let looked_up = connector.mapping.iter().flat_map(|m| m.lookups()).map(|lookup| &lookup.table);
-    let tables: BTreeSet<String> = connector.tables.iter().chain(looked_up).map(|(schema, table)| format!("{schema}.{table}")).collect();
     let accept = |layout: &TableLayout| LayoutAccepted {
         connector: connector.name.clone(),
         table: layout.table.clone(),
@@ -279,7 +295,7 @@ pub fn acceptances(connector: &Connector, state: &State, refuse: bool, by: &str)
     };
     // The newest one, which a load may have followed with an older one.
     let newest = |table: &String| state.layouts().filter(|l| l.table == *table).max_by_key(|l| first(state, table, &l.layout));
-    tables.iter().filter_map(newest).map(accept).collect()
+    tables_of(connector).iter().filter_map(newest).map(accept).collect()
 }
 
 fn cause<'l>(lost: impl Iterator<Item = &'l Lost>, refuse: bool, whole: bool) -> Cause {
@@ -467,9 +483,11 @@ mod tests {
         let mut shapes = Shapes::new(&connector("columns", SchemaChange::DeadLetter));
         assert_eq!(verdict(&mut shapes, &state, &event("b", 0x200, "insert"), false), format!("refused: {GONE}"));
         let adapting = connector("columns", SchemaChange::Adapt);
+        assert!(is_undecided(&adapting, &state) && !is_undecided(&connector("columns", SchemaChange::DeadLetter), &state));
         let accepted = acceptances(&adapting, &state, true, "op");
         assert_eq!(accepted.iter().map(|a| (&*a.table, &*a.layout)).collect::<Vec<_>>(), [("public.sale", "c")]);
         accepted.into_iter().for_each(|accepted| store(&mut state, Record::LayoutAccepted(accepted)));
+        assert!(!is_undecided(&adapting, &state), "it is decided");
         let mut shapes = Shapes::new(&adapting);
         for (layout, at) in [("c", 0x300), ("b", 0x200)] {
             assert_eq!(verdict(&mut shapes, &state, &event(layout, at, "insert"), false), format!("refused: {GONE}"), "and all before it");
@@ -502,8 +520,10 @@ mod tests {
         // Nor does a dead letter of that layout open the way for others.
         assert!(shapes.cause_again(&event("c", 0x300, "insert"), true, &state).is_none());
         assert_eq!(of(&mut shapes, &state, "c", 0x300), "changed");
+        assert!(is_undecided(&pausing, &state) && !is_undecided(&connector("columns", SchemaChange::Adapt), &state));
         acceptances(&pausing, &state, false, "op").into_iter().for_each(|a| store(&mut state, Record::LayoutAccepted(a)));
         assert_eq!(of(&mut shapes, &state, "c", 0x300), "fits");
+        assert!(!is_undecided(&pausing, &state));
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub(super) struct Context {
     pub(super) stats: Arc<ConnectorStats>,
     pub(super) gate: Gate,
     pub(super) stop: CancellationToken,
+    /// Cancelled, and `stop` with it, when calls in the air may finish only for a while: the process ends, or another one waits for the partition.
+    pub(super) hurry: CancellationToken,
     /// Cancelled when reading is to end with the transaction, and the partition with everything settled.
     pub(super) settle: CancellationToken,
     /// Whether the last session met a gap, so that the place has to be looked for again.

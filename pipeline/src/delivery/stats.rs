@@ -1,8 +1,9 @@
 //! What delivery says of itself while it runs: numbers that `status` and the metrics read. Never a row's value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tillstream_schemas::Position;
 
@@ -54,7 +55,8 @@ pub enum ConnectorState {
     Stopped = 4,
     /// Other processes deliver all of its partitions.
     Standby = 5,
-    /// A table has changed, and at least one partition waits until somebody has seen it.
+    /// Somebody paused it, or a table has changed and at least one partition waits until somebody has seen it
+    /// ([`ConnectorStats::held`]).
     Paused = 6,
 }
 
@@ -109,6 +111,32 @@ pub struct LastError {
     pub at_ms: i64,
 }
 
+/// How the target answered one call: never what was sent to it or what it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// When, milliseconds since the Unix epoch.
+    pub at_ms: i64,
+    /// How long it took.
+    pub took: Duration,
+    /// Items of the call.
+    pub items: usize,
+    /// Bytes of their events.
+    pub bytes: usize,
+    /// Items that it applied.
+    pub applied: usize,
+    /// Items that it had already.
+    pub absorbed: usize,
+    /// Items that will be repeated; all of them when the call failed as a whole.
+    pub repeated: usize,
+    /// Items that it will never take.
+    pub refused: usize,
+    /// The code of its first objection, as `http.status_422`.
+    pub code: Option<String>,
+}
+
+/// Answers of a target that are remembered.
+const ANSWERS: usize = 20;
+
 /// How far a connector is in one partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartitionProgress {
@@ -120,7 +148,8 @@ pub struct PartitionProgress {
     pub position: Position,
     /// Events under way.
     pub in_flight: u64,
-    /// When the oldest event under way was committed at the source; `None` when nothing is.
+    /// When the oldest event under way was committed at the source; `None` when nothing is. While somebody has paused the connector: when the
+    /// oldest entry that waits was stored.
     pub oldest_commit_ms: Option<i64>,
     /// While a replay is under way: the place where delivery stood before.
     pub replay_until: Option<Offset>,
@@ -130,6 +159,10 @@ pub struct PartitionProgress {
     pub full: bool,
     /// Where the partition's time went since the start.
     pub work: Work,
+    /// Somebody has paused the connector.
+    pub resting: bool,
+    /// Bytes of an entry that waits, about; known while somebody has paused the connector.
+    pub entry_bytes: Option<u64>,
 }
 
 /// Where the time of one partition's task went, and what came by.
@@ -234,6 +267,8 @@ pub struct ConnectorStats {
     /// When something was delivered last, milliseconds since the Unix epoch; 0 before the first.
     pub delivered_at_ms: AtomicI64,
     last_error: Mutex<Option<LastError>>,
+    /// The last calls, oldest first.
+    answers: Mutex<VecDeque<Answer>>,
     /// Why partitions wait.
     held: Mutex<BTreeMap<u16, String>>,
     partitions: Mutex<BTreeMap<u16, PartitionProgress>>,
@@ -285,6 +320,7 @@ impl ConnectorStats {
             newest_commit_ms: AtomicI64::new(0),
             delivered_at_ms: AtomicI64::new(0),
             last_error: Mutex::new(None),
+            answers: Mutex::default(),
             held: Mutex::default(),
             partitions: Mutex::new(BTreeMap::new()),
         }
@@ -306,6 +342,7 @@ impl ConnectorStats {
             2 => ConnectorState::Retrying,
             3 => ConnectorState::Failed,
             4 => ConnectorState::Stopped,
+            6 => ConnectorState::Paused,
             _ => ConnectorState::Standby,
         }
     }
@@ -353,6 +390,20 @@ impl ConnectorStats {
     pub(super) fn set_error(&self, code: &str, message: &str) {
         let error = LastError { code: code.to_owned(), message: message.to_owned(), at_ms: now_ms() };
         *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    /// How the target answered the last calls, oldest first.
+    #[must_use]
+    pub fn answers(&self) -> Vec<Answer> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
+    pub(super) fn answered(&self, answer: Answer) {
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() == ANSWERS {
+            answers.pop_front();
+        }
+        answers.push_back(answer);
     }
 
     /// How far it is, by partition.

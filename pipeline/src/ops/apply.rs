@@ -71,7 +71,7 @@ pub struct Applied {
     pub connector: String,
     /// `applied`, `rolled_back` or `not_settled`.
     pub result: &'static str,
-    /// Why it was not applied; without values.
+    /// Why it was not applied, or not tried; without values.
     pub why: Option<String>,
     /// Names the text it runs by now.
     pub hash: String,
@@ -260,12 +260,15 @@ impl Applier {
         }
         let patience = if accepts { SHOWN_WITHIN } else { Duration::ZERO };
         self.note(&name, connector, &text);
-        let worse = self.probation(&stats, began, usual, Duration::from_millis(request.probation_ms), patience).await;
+        // While somebody has paused it no event comes to try the file on.
+        let paused = self.observer.pause(&name).map(|pause| format!("it is paused by {}, so nothing was tried", pause.who()));
+        let within = if paused.is_some() { Duration::ZERO } else { Duration::from_millis(request.probation_ms) };
+        let worse = self.probation(&stats, began, usual, within, patience).await;
         let trial = Counts::of(&stats).since(began);
         let Some(why) = worse else {
             let what = format!("connector {name}: file {} in use instead of {}", text.hash, old_text.hash);
             self.audit(request, what, None, &name).await?;
-            return Ok(result("applied", None, &text.hash, trial, 0));
+            return Ok(result("applied", paused, &text.hash, trial, 0));
         };
         tracing::error!(connector = name, code = "apply.rolled_back", why, "the new file does worse, the one before is used again");
         // A target that is away keeps this waiting; the trial is over all the same.

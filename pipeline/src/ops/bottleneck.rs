@@ -60,6 +60,8 @@ pub enum Limit {
     CaptureProcessor,
     /// The server sends slowly.
     SourceSlow,
+    /// Somebody paused a connector.
+    Paused,
     /// A person has to act.
     Stopped,
     /// The target does not answer.
@@ -97,6 +99,7 @@ impl Limit {
             Limit::LargeTransaction => "large_transaction",
             Limit::CaptureProcessor => "capture_processor",
             Limit::SourceSlow => "source_slow",
+            Limit::Paused => "paused",
             Limit::Stopped => "stopped",
             Limit::TargetAway => "target_away",
             Limit::TargetQuota => "target_quota",
@@ -128,6 +131,7 @@ impl Limit {
             | Limit::LargeTransaction
             | Limit::CaptureProcessor
             | Limit::SourceSlow
+            | Limit::Paused
             | Limit::Stopped
             | Limit::TargetAway
             | Limit::TargetQuota
@@ -169,9 +173,9 @@ pub fn bottleneck(figures: &Figures) -> Bottleneck {
     }
     let mut connectors: Vec<(&ConnectorFigures, Bottleneck)> =
         figures.connectors.iter().filter_map(|c| Some((c, of_connector(c)?))).filter(|(_, verdict)| verdict.limit.is_one()).collect();
-    // Whoever is furthest behind in time, and among those for whom that is not known in events.
+    // Whoever is furthest behind in time, and among those for whom that is not known in events; what somebody wants so comes last.
     connectors.sort_by(|(a, _), (b, _)| {
-        let order = |c: &ConnectorFigures| (c.lag_seconds.unwrap_or(0.0).round() as u64, c.lag_events);
+        let order = |c: &ConnectorFigures| (c.paused.is_none(), c.lag_seconds.unwrap_or(0.0).round() as u64, c.lag_events);
         order(b).cmp(&order(a))
     });
     let connector = connectors.into_iter().next().map(|(_, verdict)| verdict);
@@ -352,6 +356,13 @@ pub fn of_connector(connector: &ConnectorFigures) -> Option<Bottleneck> {
     let name = &connector.name;
     let words = |limit, stage| Words::new(limit, stage, name);
     let backlog = count(connector.lag_events as f64);
+    if let Some(by) = &connector.paused {
+        let waits =
+            if connector.lag_events == 0 { "nothing waits yet".to_owned() } else { format!("{backlog} events wait in the journal") };
+        let sentence = format!("{name} is paused by {by}; {waits}; resume it: `tillstream connector resume {name}`");
+        let resume = format!("tillstream connector resume {name}");
+        return Some(words(Limit::Paused, StageName::Deliver).say(sentence, &[&resume], &[REPLICAS, LANES]));
+    }
     if let Some(why) = &connector.stopped {
         let sentence = format!("{name} stands still until somebody acts: {why}; {backlog} events wait");
         return Some(words(Limit::Stopped, StageName::Deliver).say(sentence, &["what the message says"], &[REPLICAS, LANES]));

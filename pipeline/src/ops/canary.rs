@@ -83,7 +83,8 @@ pub fn look(observer: &Observer) -> Option<Look> {
     let connector = |stats: &ConnectorStats| {
         let passages = stats.canaries();
         let slowest = |took: &dyn Fn(&Passage) -> Option<Duration>| passages.values().filter_map(took).max().map(seconds);
-        let oldest = age(oldest(stats, sent.as_ref()));
+        // What somebody paused is not late.
+        let oldest = age(oldest(stats, sent.as_ref())).filter(|_| observer.pause(stats.name()).is_none());
         Delivered {
             name: stats.name().to_owned(),
             read_seconds: slowest(&|passage| Some(passage.came?.took)),

@@ -168,6 +168,8 @@ pub struct Need {
     pub course: Course,
     /// What would do where processes do not.
     pub instead: Option<String>,
+    /// Who paused it, since when and why: the need is what it has once it goes on.
+    pub paused: Option<String>,
 }
 
 /// What a whole pipeline needs.
@@ -227,6 +229,7 @@ fn need(connector: &ConnectorFigures, profile: &Profile, events_per_arrival: f64
             bound,
             course,
             instead: None,
+            paused: connector.paused.clone(),
         };
         if keeps {
             return Some(need);
@@ -281,6 +284,9 @@ pub fn screen(needs: &Needs) -> String {
             count(need.course.backlog_max),
             time(need.course.lag_max_seconds)
         );
+        if let Some(by) = &need.paused {
+            out.push_str(&format!("{}: paused by {by}; once it is resumed:\n", need.connector));
+        }
         match (need.replicas, &need.instead) {
             (Some(replicas), _) => out.push_str(&format!("{}: {replicas} replicas: {course}\n", need.connector)),
             (None, instead) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::failure::Failure;
 use crate::config::Connector;
-use crate::control::{Audit, Record, State, Writer, now_ms};
+use crate::control::{Audit, Pause, Record, State, Writer, now_ms};
 use crate::delivery::dead_letter::{self, Wanted};
 use crate::delivery::edit::{self, Change};
 use crate::delivery::{self, replay};
@@ -24,6 +24,17 @@ pub struct Decision {
     pub by: String,
     /// Why.
     pub reason: String,
+}
+
+/// What a request to have a connector go on came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resumed {
+    /// Somebody had paused it.
+    Pause(Pause),
+    /// It goes on with these tables and layouts, which had changed.
+    Tables(Vec<(String, String)>),
+    /// Nobody had paused it, and no table that changed makes it wait.
+    Nothing,
 }
 
 /// The way to a pipeline's control journal.
@@ -144,11 +155,50 @@ impl Desk {
         Ok(())
     }
 
-    /// Has a connector that waits because a table has changed go on with its tables as they are; answers tables and layouts.
+    /// Pauses a connector, in every process; answers who had done so before, if somebody had: then nothing is changed.
     ///
     /// # Errors
     /// Those of the control journal.
-    pub async fn resume(&self, state: &State, connector: &Connector, decision: &Decision) -> Result<Vec<(String, String)>, Failure> {
+    pub async fn pause(&self, state: &State, connector: &str, decision: &Decision) -> Result<Option<Pause>, Failure> {
+        if let Some(pause) = state.pause(connector) {
+            return Ok(Some(pause.clone()));
+        }
+        self.decide(state, format!("connector {connector}: paused"), pause_of(connector, false, decision), decision).await?;
+        Ok(None)
+    }
+
+    /// Has a connector go on: ends the pause where somebody paused it, else decides that it goes on with its tables as they are where one of them changed.
+    /// The two are never decided at once. `may_accept`: whether the caller may decide the second.
+    ///
+    /// # Errors
+    /// Those of the control journal, and that the caller may not.
+    pub async fn resume(&self, state: &State, connector: &Connector, may_accept: bool, decision: &Decision) -> Result<Resumed, Failure> {
+        if let Some(pause) = state.pause(&connector.name).cloned() {
+            let what = format!("connector {}: resumed, paused by {} since {}", connector.name, pause.who(), pause.since());
+            self.decide(state, what, pause_of(&connector.name, true, decision), decision).await?;
+            return Ok(Resumed::Pause(pause));
+        }
+        if !delivery::is_undecided(connector, state) {
+            return Ok(Resumed::Nothing);
+        }
+        if !may_accept {
+            let what = "nobody paused it, a table has changed: that it goes on as it is decides the role admin";
+            return Err(Failure::new("admin.forbidden", format!("connector {}: {what}", connector.name)));
+        }
+        Ok(Resumed::Tables(self.accept(state, connector, decision).await?))
+    }
+
+    /// Writes a decision down and stores the record that carries it out.
+    async fn decide(&self, state: &State, what: String, record: Record, decision: &Decision) -> Result<(), Failure> {
+        let _alone = self.alone.lock().await;
+        let mut writer = self.writer(state, &decision.by).await?;
+        Desk::audit(&mut writer, what, decision).await?;
+        in_time(writer.store_proven(&record)).await??;
+        Ok(())
+    }
+
+    /// Has a connector that waits because a table has changed go on with its tables as they are; answers tables and layouts.
+    async fn accept(&self, state: &State, connector: &Connector, decision: &Decision) -> Result<Vec<(String, String)>, Failure> {
         let accepted = delivery::acceptances(connector, state, true, &decision.by);
         let tables = accepted.iter().map(|a| (a.table.clone(), a.layout.clone())).collect();
         let _alone = self.alone.lock().await;
@@ -195,6 +245,11 @@ impl Desk {
     pub async fn end(&self) -> Result<u64, Failure> {
         Ok(in_time(self.journal.bounds(Log::Control)).await??.map_or(0, |bounds| bounds.last.0))
     }
+}
+
+fn pause_of(connector: &str, over: bool, decision: &Decision) -> Record {
+    let (reason, by) = (decision.reason.clone(), decision.by.clone());
+    Record::Pause(Pause { connector: connector.to_owned(), over, reason, by, at_ms: now_ms() })
 }
 
 /// A letter that is not open (any more).

@@ -74,6 +74,7 @@ pages! {
     "guides/first-delivery.md",
     "guides/kubernetes.md",
     "guides/on-call.md",
+    "guides/pause-a-connector.md",
     "guides/redrive.md",
     "guides/replay-a-day.md",
     "guides/scale.md",

@@ -143,6 +143,8 @@ pub struct ConnectorFacts {
     pub last_error: Option<String>,
     /// Why it waits for somebody to see that a table has changed.
     pub held: Option<String>,
+    /// Who paused it, and why.
+    pub paused: Option<String>,
 }
 
 /// Younger lag than this is the normal work of batches and lanes.
@@ -152,6 +154,9 @@ const LAG_NORMAL: Duration = Duration::from_secs(10);
 #[must_use]
 pub fn connector(facts: &ConnectorFacts) -> Verdict {
     let error = || facts.last_error.clone().unwrap_or_else(|| "no error was reported".to_owned());
+    if let Some(paused) = &facts.paused {
+        return verdict(Health::Paused, paused.clone());
+    }
     match (facts.state, facts.lag) {
         (ConnectorState::Starting, _) => verdict(Health::Unknown, "it is starting"),
         (ConnectorState::Running, Some(lag)) if lag > LAG_NORMAL => {
@@ -187,8 +192,17 @@ mod tests {
         assert!(full.health == Health::Degraded && full.why.contains("1 m 30 s"), "{full:?}");
         assert_eq!(journal(Some(Duration::from_secs(11)), None).health, Health::Degraded);
         assert_eq!(journal(None, Some("away")).health, Health::Blocked);
-        let lag = |s| ConnectorFacts { state: ConnectorState::Running, lag: Some(Duration::from_secs(s)), last_error: None, held: None };
+        let lag = |s| ConnectorFacts {
+            state: ConnectorState::Running,
+            lag: Some(Duration::from_secs(s)),
+            last_error: None,
+            held: None,
+            paused: None,
+        };
         assert_eq!(connector(&lag(2)).health, Health::Healthy);
         assert_eq!(connector(&lag(20)).health, Health::CatchingUp);
+        // Whoever paused it wants it so, whatever else is wrong with it.
+        let paused = ConnectorFacts { state: ConnectorState::Failed, paused: Some("paused by anna".to_owned()), ..lag(20) };
+        assert_eq!(connector(&paused), verdict(Health::Paused, "paused by anna"));
     }
 }

@@ -309,6 +309,8 @@ fn next_step(known: &Known<'_>, affected: &[&Value]) -> String {
         "the pipeline is being brought back; it goes on where it was".to_owned()
     } else if affected.iter().any(|c| text(c, "state") == "failed") {
         "________".to_owned()
+    } else if affected.iter().any(|c| c["paused"].is_object()) {
+        "delivery goes on where it was when we let it; order is kept".to_owned()
     } else {
         "delivery is tried again by itself until it works; order is kept".to_owned()
     };

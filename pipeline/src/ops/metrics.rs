@@ -19,7 +19,7 @@ use super::observer::{self, Observer};
 use crate::capture::source::Decoding;
 use crate::capture::stats::{SlotReport, State, Stats};
 use crate::control::now_ms;
-use crate::delivery::Breaker;
+use crate::delivery::{Breaker, ConnectorState};
 use crate::telemetry::names::{self, Kind, Metric};
 
 /// The exposition in OpenMetrics text.
@@ -227,7 +227,11 @@ fn delivery(observer: &Observer, metric: &Metric) -> Vec<(Vec<String>, f64)> {
                 let healthy = matches!(observer.connector(connector).0.health, Health::Healthy | Health::CatchingUp);
                 add(&[], f64::from(u8::from(healthy)));
             }
-            n if n == names::DELIVERY_STATE.name => add(&[connector.state().as_str()], 1.0),
+            n if n == names::DELIVERY_STATE.name => {
+                let state = observer.pause(&name).map_or(connector.state(), |_| ConnectorState::Paused);
+                add(&[state.as_str()], 1.0);
+            }
+            n if n == names::DELIVERY_PAUSED.name => add(&[], f64::from(u8::from(observer.pause(&name).is_some()))),
             n if n == names::DELIVERY_EVENTS.name => {
                 add(&["applied"], connector.delivered.load(Relaxed) as f64);
                 add(&["duplicate"], connector.absorbed.load(Relaxed) as f64);

@@ -13,7 +13,7 @@ use super::figures::Figures;
 use super::figures::window::{Around, Window};
 use super::health::{self, CaptureFacts, ConnectorFacts, Health, Verdict};
 use crate::config::Retention;
-use crate::control::{Follower, now_ms};
+use crate::control::{Follower, Pause, now_ms};
 use crate::journal::{Journal, Log};
 use crate::{backfill, capture, delivery};
 
@@ -319,12 +319,29 @@ impl Observer {
         self.since("journal".to_owned(), health::journal(self.oldest_unconfirmed(), error.as_deref()))
     }
 
+    /// Who paused a connector, if somebody has.
+    #[must_use]
+    pub fn pause(&self, connector: &str) -> Option<Pause> {
+        self.observed.control.get()?.state().pause(connector).cloned()
+    }
+
     /// State of a connector, and since when.
     #[must_use]
     pub fn connector(&self, stats: &delivery::stats::ConnectorStats) -> (Verdict, i64) {
         let last_error = stats.last_error().map(|e| format!("{}: {}", e.code, e.message));
         let held = stats.held().map(|why| format!("delivery.schema_changed: {why}"));
-        let facts = ConnectorFacts { state: stats.state(), lag: lag(stats), last_error, held };
+        let pause = self.pause(stats.name());
+        let in_air: u64 = stats.partitions().values().map(|p| p.in_flight).sum();
+        let paused = pause.as_ref().map(|pause| {
+            let reason = if pause.reason.is_empty() { String::new() } else { format!(": {}", pause.reason) };
+            let finishing = if in_air > 0 { "; calls in the air finish" } else { "" };
+            format!("paused by {}{reason} (`tillstream connector resume {}` ends it){finishing}", pause.who(), pause.connector)
+        });
+        let facts = ConnectorFacts { state: stats.state(), lag: lag(stats), last_error, held, paused };
+        if let Some(pause) = pause {
+            let (verdict, _) = self.since(format!("connector {}", stats.name()), health::connector(&facts));
+            return (verdict, pause.at_ms);
+        }
         self.since(format!("connector {}", stats.name()), health::connector(&facts))
     }
 
@@ -377,7 +394,10 @@ impl Observer {
         }
         add("journal", &self.journal().0);
         for connector in self.observed.delivery.iter().flat_map(|d| d.connectors()) {
-            add(&format!("connector {}", connector.name()), &self.connector(connector).0);
+            // Somebody wants it so: no reason to call the process unfit.
+            if self.pause(connector.name()).is_none() {
+                add(&format!("connector {}", connector.name()), &self.connector(connector).0);
+            }
         }
         reasons
     }

@@ -129,10 +129,7 @@ impl Process {
             source: pipeline.source.name.clone(),
             journal_kind: std::sync::Mutex::default(),
             journal: Arc::clone(&journal),
-            retention: match &pipeline.journal {
-                crate::config::Journal::Rabbitmq(journal) => journal.retention,
-                crate::config::Journal::Local(journal) => journal.retention,
-            },
+            retention: pipeline.journal.retention(),
             capture: captures.then(|| Arc::clone(&capture_stats)),
             coverage: captures.then(Arc::default),
             doctor: captures.then(Arc::default),

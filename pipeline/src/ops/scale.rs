@@ -197,6 +197,10 @@ pub fn advise(connector: &ConnectorFigures, within: Duration) -> Advice {
         capacity_per_second: of(now).map(|(rate, _)| rate),
         backlog_events: connector.lag_events,
     };
+    if let Some(verdict) = connector.paused.as_ref().and_then(|_| bottleneck::of_connector(connector)) {
+        // What it will need when it goes on shows then.
+        return advice(1, 1, false, verdict.sentence);
+    }
     let Some(most) = of(partitions) else {
         return advice(now, partitions, false, "nothing was delivered yet, so nothing is known of what an event costs".to_owned());
     };

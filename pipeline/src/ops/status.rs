@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tillstream_schemas::Lsn;
 
+use super::figures::Figures;
 use super::observer::{self, Observer};
-use super::{bottleneck, canary};
-use crate::config::units;
+use super::{bottleneck, canary, kept};
+use crate::config::{Retention, units};
 use crate::control::now_ms;
 
 /// Milliseconds since the Unix epoch as RFC 3339.
@@ -39,7 +40,7 @@ pub fn document(observer: &Observer) -> Value {
         "journal": journal(observer),
         "initial_load": observer.observed.backfill.as_ref().map(|b| b.stats().progress()),
         "backfills": observer.observed.backfill.as_ref().map(|b| b.list().into_iter().filter(|v| v.id != crate::backfill::INITIAL_LOAD_ID && v.state == crate::control::BackfillState::Running).collect::<Vec<_>>()),
-        "connectors": connectors(observer, &rates),
+        "connectors": connectors(observer, &rates, &figures),
         "canary": canary::look(observer),
         "bottleneck": bottleneck::bottleneck(&figures),
         "figures": figures,
@@ -115,7 +116,7 @@ fn journal(observer: &Observer) -> Value {
     })
 }
 
-fn connectors(observer: &Observer, rates: &observer::Rates) -> Vec<Value> {
+fn connectors(observer: &Observer, rates: &observer::Rates, figures: &Figures) -> Vec<Value> {
     let Some(stats) = &observer.observed.delivery else { return Vec::new() };
     let last = observer.last_offsets();
     let control = observer.observed.control.get().map(|c| c.state());
@@ -129,12 +130,23 @@ fn connectors(observer: &Observer, rates: &observer::Rates) -> Vec<Value> {
             .map(|(p, progress)| json!({"partition": p, "read": progress.read.0, "settled": progress.settled.0, "position": progress.position.to_string(), "in_flight": progress.in_flight, "replay_until": progress.replay_until.map(|until| until.0)}))
             .collect();
         let letters = control.as_ref().map(|state| state.dead_letters().filter(|l| l.letter.connector == stats.name()).count());
+        let paused = observer.pause(stats.name()).map(|pause| {
+            let kept = kept_for(figures, stats.name(), observer.observed.retention);
+            json!({
+                "by": pause.by,
+                "since": moment(pause.at_ms),
+                "reason": pause.reason,
+                "kept": kept::until(kept, observer.observed.retention),
+                "kept_seconds": kept.map(|left| left.as_secs()),
+            })
+        });
         json!({
             "name": stats.name(),
             "kind": observer.observed.connectors.get(i).map(|c| c.kind),
             "state": verdict.health,
             "since": moment(since),
             "why": verdict.why,
+            "paused": paused,
             "lag_entries": lag_entries,
             "lag_seconds": observer::lag(stats).map_or(0.0, |d| rounded(d.as_secs_f64())),
             "events_per_second": rounded(rates.connectors.get(i).copied().unwrap_or(0.0)),
@@ -159,6 +171,14 @@ fn connectors(observer: &Observer, rates: &observer::Rates) -> Vec<Value> {
         })
     };
     stats.connectors().iter().enumerate().map(connector).collect()
+}
+
+/// Time until the journal removes what waits for a connector, as far as this process sees it; with nothing that waits, what comes now.
+fn kept_for(figures: &Figures, connector: &str, retention: Retention) -> Option<Duration> {
+    let partitions = figures.connectors.iter().find(|c| c.name == connector).map_or(&[][..], |c| &c.partitions);
+    let waits = partitions.iter().filter_map(|p| p.retention_seconds).min_by(f64::total_cmp);
+    let nothing = partitions.iter().all(|p| p.lag_entries == 0);
+    waits.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()).or(retention.age.filter(|_| nothing))
 }
 
 /// The document as one screen. `status` prints what another process sent, so nothing in it is taken for granted.
@@ -243,6 +263,9 @@ pub fn screen(status: &Value) -> String {
         for partition in connector["partitions"].as_array().into_iter().flatten().filter(|p| p["replay_until"].is_u64()) {
             let (number, settled, until) = (&partition["partition"], &partition["settled"], &partition["replay_until"]);
             out.push_str(&format!("  replays partition {number}: at offset {settled} of the {until} where it stood\n"));
+        }
+        if let Some(kept) = connector["paused"]["kept"].as_str() {
+            out.push_str(&format!("  the journal keeps what waits for it {kept}\n"));
         }
         if connector["breaker"].as_str().is_some_and(|breaker| breaker != "closed") {
             out.push_str("  the target is away: delivery is paused and probes it; nothing becomes a dead letter meanwhile\n");

@@ -78,10 +78,11 @@ metrics! {
     JOURNAL_LAST_OFFSET Gauge "tillstream_journal_last_offset" ["partition"] "Offset of the newest confirmed entry";
     JOURNAL_LAG_ENTRIES Gauge "tillstream_journal_lag_entries" ["connector", "partition"] "Entries between what a connector has settled and the newest";
     JOURNAL_LAG_BYTES Gauge "tillstream_journal_lag_bytes" ["connector", "partition"] "Bytes of entries between what a connector has settled and the newest, by the size of those that were read";
-    JOURNAL_LAG_SECONDS Gauge "tillstream_journal_lag_seconds" ["connector", "partition"] "Age of the oldest event that was read and is not settled, by its commit";
+    JOURNAL_LAG_SECONDS Gauge "tillstream_journal_lag_seconds" ["connector", "partition"] "Age of the oldest event that was read and is not settled, by its commit; while somebody has paused the connector, of the oldest entry that waits";
     JOURNAL_RETENTION_LEFT Gauge "tillstream_journal_seconds_to_retention_loss" ["connector", "partition"] "Time until retention deletes what a connector has not settled; absent while nothing waits";
     DELIVERY_UP Gauge "tillstream_delivery_up" ["connector"] "1 while the connector delivers or waits for events, else 0";
     DELIVERY_STATE Gauge "tillstream_delivery_state" ["connector", "state"] "1 for the state the connector is in";
+    DELIVERY_PAUSED Gauge "tillstream_delivery_paused" ["connector"] "1 while somebody has paused the connector, else 0";
     DELIVERY_EVENTS Counter "tillstream_delivery_events" ["connector", "outcome"] "Events by outcome: applied, duplicate, dead_lettered, redriven, filtered (`when` says no), superseded";
     DELIVERY_RETRIES Counter "tillstream_delivery_retries" ["connector"] "Attempts at single events that are repeated";
     DELIVERY_CALLS Counter "tillstream_delivery_calls" ["connector", "outcome"] "Calls of the target: ok or failed as a whole";

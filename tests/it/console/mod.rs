@@ -98,6 +98,7 @@ async fn nobody_does_what_he_may_not_and_everything_done_is_written_down() {
     let apply = || std::fs::write(shop.dir.join("crm.yaml"), CRM.replace("max: 50ms", "max: 60ms")).expect("written");
     let why = |n: usize| format!("reason {n}");
     let calls = [
+        ("/api/connectors/{name}/pause", "/api/connectors/crm/pause", "otto", json!({})),
         ("/api/dead-letters/redrive", "/api/dead-letters/redrive", "otto", json!({"connector": "crm", "ids": [ids[0]]})),
         (
             "/api/dead-letters/edit",
@@ -108,7 +109,9 @@ async fn nobody_does_what_he_may_not_and_everything_done_is_written_down() {
         ("/api/dead-letters/reveal", "/api/dead-letters/reveal", "dana", json!({"connector": "crm", "id": ids[1]})),
         ("/api/dead-letters/discard", "/api/dead-letters/discard", "dana", json!({"connector": "crm", "ids": [ids[2]]})),
         ("/api/replays", "/api/replays", "dana", json!({"connector": "crm", "from": "first"})),
-        ("/api/connectors/{name}/resume", "/api/connectors/crm/resume", "dana", json!({})),
+        // Nobody takes the replay up while the connector is paused, so there is one to end.
+        ("/api/replays/cancel", "/api/replays/cancel", "dana", json!({"connector": "crm"})),
+        ("/api/connectors/{name}/resume", "/api/connectors/crm/resume", "otto", json!({})),
         ("/api/connectors/apply", "/api/connectors/apply", "dana", json!({"connectors": ["crm"]})),
     ];
     for (n, (path, real, who, body)) in calls.iter().enumerate() {
@@ -134,12 +137,26 @@ async fn nobody_does_what_he_may_not_and_everything_done_is_written_down() {
         assert_eq!(found["who"], format!("{who} (somebody else)"), "{path}");
         assert!(found["what"].as_str().is_some_and(|what| what.contains("crm")), "{found}");
         println!("audit: {} | {} | {}", found["who"], found["what"], found["why"]);
+        let said = found["what"].as_str().unwrap_or_default();
+        match *path {
+            "/api/connectors/{name}/pause" => {
+                assert!(said == "connector crm: paused" && answer["result"] == "paused" && answer["kept_seconds"].is_u64(), "{answer}");
+                let again = shop.post(real, who, body.clone()).await;
+                assert!(again.0 == 200 && again.1["result"] == "already_paused" && again.1["pause"]["reason"] == why(n), "{again:?}");
+                let status = shop.json("/api/status", "vera").await["connectors"][0].clone();
+                assert!(status["state"] == "paused" && status["paused"]["by"] == "otto (somebody else)", "{status}");
+            }
+            "/api/connectors/{name}/resume" => {
+                assert!(said.starts_with("connector crm: resumed, paused by otto (somebody else) since "), "{said}");
+                let again = shop.post(real, who, body.clone()).await;
+                assert!(answer["result"] == "resumed" && again.0 == 200 && again.1["result"] == "not_paused", "{answer} {again:?}");
+            }
+            "/api/replays/cancel" => assert_eq!(said, "connector crm: replay ended"),
+            _ => {}
+        }
         changing.remove(*path);
     }
-    // No replay is under way any more, or it is: either way the answer is no failure of ours. Backfills are looked at where there is a source.
-    let ended = shop.post("/api/replays/cancel", "dana", json!({"connector": "crm", "reason": "end"})).await;
-    assert!(ended.0 == 200 || ended.1["error"]["code"] == "replay.nothing", "{ended:?}");
-    changing.remove("/api/replays/cancel");
+    // Backfills are looked at where there is a source.
     changing.retain(|path| !path.starts_with("/api/backfills"));
     assert!(changing.is_empty(), "changes something and is not tried here: {changing:?}");
 
@@ -154,6 +171,7 @@ async fn nobody_does_what_he_may_not_and_everything_done_is_written_down() {
             422,
         ),
         ("/api/replays", "dana", json!({"connector": "no", "from": "first", "reason": "x"}), 422),
+        ("/api/connectors/crn/pause", "otto", json!({"reason": "x"}), 422),
         ("/api/replays", "dana", json!({"connector": "crm", "from": "yesterday", "reason": "x"}), 400),
         ("/api/backfills", "otto", json!({"spec": {"tables": ["public.a"]}}), 409),
     ] {
@@ -267,6 +285,33 @@ async fn pages_are_small_read_without_script_and_hostile_rows_are_inert_in_them(
         act("discard", &[("connector", "crm"), ("reason", "test rows"), ("confirm", "2"), ("form_token", &form_token)]).await;
     assert!(status == 200 && done.contains("2 dead letters are settled"), "{status} {done}");
     assert_eq!(shop.letters(0, "").await["open"], 0);
+
+    // A connector's page tells how its target answered, and has forms that pause it and have it go on, beside the commands that do the same.
+    let page = async || shop.get("/connectors?name=crm", "").await.text().await.expect("text");
+    let html = page().await;
+    assert!(html.contains("The last calls of this process") && html.contains("http.status_422"), "{html}");
+    assert!(html.contains("tillstream connector pause crm --reason") && !html.contains("Have it go on"), "{html}");
+    let answers = shop.json("/connectors.json?name=crm", "").await["answers"].clone();
+    let last = &answers[0];
+    assert!(
+        last["items"].as_u64() > Some(0)
+            && last["refused"] == last["items"]
+            && last["bytes"].as_u64() > Some(10)
+            && last["seconds"].is_f64(),
+        "{answers}"
+    );
+    let fields = [("connector", "crm"), ("reason", "it moves"), ("form_token", &*form_token)];
+    let (status, said) = act("pause-connector", &fields).await;
+    assert!(
+        status == 200 && said.contains("The connector is paused") && said.contains("The journal keeps what waits for it until 2"),
+        "{said}"
+    );
+    let html = page().await;
+    assert!(html.contains("paused by console: it moves") && html.contains("tillstream connector resume crm --reason"), "{html}");
+    assert!(act("pause-connector", &fields).await.1.contains("was paused already"));
+    assert!(act("end-pause", &fields).await.1.contains("The connector goes on"));
+    assert!(act("end-pause", &fields).await.1.contains("is not paused"));
+    assert!(page().await.contains("tillstream connector pause crm --reason"));
 
     // What lives is sent again as it changes, and somebody else's name for this address is not answered.
     let mut live = shop.get("/live?page=/connectors", "").await;

@@ -10,6 +10,7 @@ mod jsonl;
 mod ledger;
 mod lunch;
 mod mapping;
+mod pause;
 pub(crate) mod pos;
 mod preview;
 mod replay;

@@ -239,6 +239,8 @@ impl Partition {
                 filter: self.filter.counts(),
                 full: !self.has_room(),
                 work: self.worked,
+                resting: false,
+                entry_bytes: None,
             },
         );
         let now = Instant::now();

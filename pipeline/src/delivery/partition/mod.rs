@@ -136,6 +136,8 @@ struct Partition {
     reports: mpsc::Receiver<Report>,
     tasks: JoinSet<()>,
     lane_stop: CancellationToken,
+    /// Cancelled when their calls in the air may finish only for a while.
+    lane_hurry: CancellationToken,
     floor: Floor,
     transactional: bool,
     marked: (Instant, Offset),
@@ -234,6 +236,7 @@ impl Partition {
         let transactional = plan.idempotency == Idempotency::Transactional;
         let floor = Floor::new(from);
         let lane_stop = CancellationToken::new();
+        let lane_hurry = context.hurry.child_token();
         let limits = Limits {
             items_max: connector.delivery.batch_items_max.clamp(1, UNDER_WAY_MAX),
             bytes_max: connector.delivery.batch_bytes_max,
@@ -262,6 +265,7 @@ impl Partition {
                 // The sink keeps its own limit; without one of the connector this catches a sink that does not.
                 call_max: connector.delivery.timeout.unwrap_or(plan.call_timeout * 2 + FINISH_WITHIN),
                 stop: lane_stop.clone(),
+                hurry: lane_hurry.clone(),
                 store_mark: false,
             };
             tasks.spawn(lane.run());
@@ -288,6 +292,7 @@ impl Partition {
             reports,
             tasks,
             lane_stop,
+            lane_hurry,
             floor,
             transactional,
             marked: (now, from.offset),
@@ -318,6 +323,10 @@ impl Partition {
                 Err(error) => break Err(error),
             }
         };
+        // Whoever paused the connector waits for no one; everything else does.
+        if result.is_err() || !self.context.stop.is_cancelled() {
+            self.lane_hurry.cancel();
+        }
         let ended = if self.moving.is_some() && !self.context.stop.is_cancelled() { Ended::Again } else { Ended::Over };
         self.finish().await;
         result.map(|()| ended)
@@ -470,13 +479,18 @@ impl Partition {
     async fn finish(&mut self) {
         self.context.stats.release(self.context.partition);
         self.lane_stop.cancel();
-        let deadline = Instant::now() + FINISH_WITHIN + Duration::from_millis(500);
+        let hurry = self.lane_hurry.clone();
+        let hurried = async move {
+            hurry.cancelled().await;
+            tokio::time::sleep(FINISH_WITHIN + Duration::from_millis(500)).await;
+        };
+        tokio::pin!(hurried);
         while !self.tasks.is_empty() {
             let report = tokio::select! {
                 biased;
                 Some(report) = self.reports.recv() => report,
                 Some(_) = self.tasks.join_next() => continue,
-                () = tokio::time::sleep_until(deadline) => break,
+                () = &mut hurried => break,
             };
             if let Report::Outcomes(outcomes) = report {
                 // What can not be booked is delivered once more after the restart.

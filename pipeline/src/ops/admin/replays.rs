@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::access::Caller;
-use super::connectors::unknown;
+use super::connectors::named;
 use super::{Admin, bad_request, body, decision, reply};
 use crate::delivery::place::Place;
 use crate::delivery::replay::{self, Wanted};
@@ -58,7 +58,7 @@ impl Admin {
         let place = |text: &str| text.trim().parse::<Place>().map_err(bad_request);
         let given = |text: &Option<String>| text.clone().filter(|text| !text.trim().is_empty());
         let file = self.pipeline().await?;
-        let connector = file.pipeline.connectors.iter().find(|c| c.name == asked.connector).ok_or_else(|| unknown(&asked.connector))?;
+        let connector = named(&file.pipeline, &asked.connector)?;
         let row = replays::row(connector, given(&asked.key).as_deref(), given(&asked.table).as_deref())?;
         let to = given(&asked.to).map(|to| place(&to)).transpose()?;
         let wanted = Wanted { from: place(&asked.from)?, to, row, mapped: asked.dry_run };

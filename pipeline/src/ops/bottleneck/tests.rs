@@ -94,6 +94,24 @@ fn check(figures: &Figures, limit: Limit, stage: StageName, says: &[&str], helps
 }
 
 #[test]
+fn somebody_paused_it() {
+    let mut paused = stock();
+    paused.paused = Some("anna since 2026-11-23 10:00:00 UTC (it moves)".to_owned());
+    let says = [
+        "stock is paused by anna since 2026-11-23 10:00:00 UTC (it moves)",
+        "1.2 M events wait",
+        "resume it: `tillstream connector resume stock`",
+    ];
+    check(&with(paused.clone()), Limit::Paused, StageName::Deliver, &says, "connector resume", "replicas");
+    let advice = scale::advise(&paused, Duration::from_secs(60));
+    assert_eq!((advice.recommended_replicas, advice.helps, advice.because.contains("is paused by anna")), (1, false, true));
+    // What somebody wants so comes behind what nobody wants, however long it waits.
+    let slow = ConnectorFigures { name: "crm".to_owned(), lag_seconds: Some(1.0), ..stock() };
+    let both = Figures { connectors: vec![paused, slow], ..with(stock()) };
+    assert_eq!(bottleneck(&both).entity.as_deref(), Some("crm"));
+}
+
+#[test]
 fn a_slow_target() {
     let mut slow = stock();
     slow.replicas = 2;

@@ -37,7 +37,17 @@ pub(super) const DEEDS: &[Deed] = &[
     Deed { path: "replay", role: Role::Admin, run: |admin, fields, decision| Box::pin(replay(admin, fields, decision)) },
     Deed { path: "end-replay", role: Role::Admin, run: |admin, fields, decision| Box::pin(end_replay(admin, fields, decision)) },
     Deed { path: "apply", role: Role::Admin, run: |admin, fields, decision| Box::pin(apply(admin, fields, decision)) },
-    Deed { path: "resume-connector", role: Role::Admin, run: |admin, fields, decision| Box::pin(resume(admin, fields, decision)) },
+    Deed { path: "pause-connector", role: Role::Operator, run: |admin, fields, decision| Box::pin(pause(admin, fields, decision)) },
+    Deed {
+        path: "end-pause",
+        role: Role::Operator,
+        run: |admin, fields, decision| Box::pin(resume(admin, fields, Role::Operator, decision)),
+    },
+    Deed {
+        path: "resume-connector",
+        role: Role::Admin,
+        run: |admin, fields, decision| Box::pin(resume(admin, fields, Role::Admin, decision)),
+    },
     Deed { path: "backfill-start", role: Role::Operator, run: |admin, fields, decision| Box::pin(start(admin, fields, decision)) },
     Deed { path: "backfill-change", role: Role::Operator, run: |admin, fields, decision| Box::pin(change(admin, fields, decision)) },
 ];
@@ -189,9 +199,27 @@ async fn apply(admin: &Admin, fields: &Fields, decision: &Decision) -> Result<Ma
     } } })
 }
 
-async fn resume(admin: &Admin, fields: &Fields, decision: &Decision) -> Result<Markup, Failure> {
-    admin.resume_connector(field(fields, "connector"), decision).await?;
-    Ok(told("The connector goes on with its tables as they are now.", Page::Connectors))
+async fn pause(admin: &Admin, fields: &Fields, decision: &Decision) -> Result<Markup, Failure> {
+    let done = admin.pause_connector(field(fields, "connector"), decision).await?;
+    let what = match done["result"].as_str() {
+        Some("paused") => "The connector is paused: calls in the air finish, then nothing is sent",
+        _ => "The connector was paused already; nothing was changed",
+    };
+    let kept = done["kept"].as_str().unwrap_or_default();
+    Ok(told(
+        &format!("{what}. The journal keeps what waits for it {kept}; what is not delivered by then is lost to its target."),
+        Page::Connectors,
+    ))
+}
+
+async fn resume(admin: &Admin, fields: &Fields, role: Role, decision: &Decision) -> Result<Markup, Failure> {
+    let done = admin.resume_connector(field(fields, "connector"), role, decision).await?;
+    let what = match done["result"].as_str() {
+        Some("resumed") => "The connector goes on; what has waited is sent, in order.",
+        Some("accepted") => "The connector goes on with its tables as they are now.",
+        _ => "The connector is not paused; nothing was changed.",
+    };
+    Ok(told(what, Page::Connectors))
 }
 
 async fn start(admin: &Admin, fields: &Fields, decision: &Decision) -> Result<Markup, Failure> {

@@ -12,6 +12,7 @@ use super::{ANSWER_WITHIN, Finding, Report, Severity, Unchecked};
 use crate::config::{self, Pipeline, Retention, units};
 use crate::control::{self, now_ms};
 use crate::journal::{Bounds, Copies, From, Journal, JournalError, Log, Offset};
+use crate::ops::kept::remaining;
 
 /// Retention removes whole segments: with fewer of them than this, a good part of the window goes at once.
 const SEGMENTS_MIN: u64 = 4;
@@ -26,9 +27,10 @@ const LOSS_NEAR: Duration = Duration::from_secs(3600);
 pub async fn journal(pipeline: &Pipeline) -> Report {
     let mut report = Report::default();
     let until = Instant::now() + ANSWER_WITHIN;
-    let (retention, segment) = match &pipeline.journal {
-        config::Journal::Rabbitmq(rabbit) => (rabbit.retention, Some(rabbit.segment_bytes)),
-        config::Journal::Local(local) => (local.retention, None),
+    let retention = pipeline.journal.retention();
+    let segment = match &pipeline.journal {
+        config::Journal::Rabbitmq(rabbit) => Some(rabbit.segment_bytes),
+        config::Journal::Local(_) => None,
     };
     if let Some(segment) = segment {
         report.findings.push(segments(retention, segment));
@@ -268,14 +270,6 @@ async fn loss(
     remaining(needed, oldest, now_ms(), retention).and_then(|(left, window)| verdict(&connector, partition, left, window))
 }
 
-/// Time until an entry of that age is removed, and the window that it stands in, in milliseconds. Where entries were removed already and by
-/// size, they last as long as the oldest one did.
-fn remaining(needed_ms: i64, oldest_ms: Option<i64>, now_ms: i64, retention: Retention) -> Option<(i64, i64)> {
-    let age = retention.age.and_then(|age| i64::try_from(age.as_millis()).ok()).map(|age| (needed_ms + age - now_ms, age));
-    let size = retention.bytes.and(oldest_ms).map(|oldest| (needed_ms - oldest, now_ms - oldest));
-    age.into_iter().chain(size).min()
-}
-
 fn verdict(connector: &str, partition: u16, left_ms: i64, window_ms: i64) -> Option<Finding> {
     let left = Duration::from_millis(u64::try_from(left_ms).unwrap_or(0));
     // A small window is small from the beginning: half of it has to be gone before that is news.
@@ -324,13 +318,8 @@ mod tests {
     }
 
     #[test]
-    fn the_time_until_entries_are_missed_is_that_of_the_limit_that_comes_first() {
+    fn who_is_about_to_miss_entries_is_told_in_time() {
         let hour = 3_600_000;
-        let by_age = Retention { age: Some(Duration::from_secs(7 * 86_400)), bytes: None };
-        assert_eq!(remaining(0, None, hour, by_age), Some((167 * hour, 168 * hour)));
-        let both = Retention { bytes: Some(1 << 30), ..by_age };
-        assert_eq!(remaining(10 * hour, Some(8 * hour), 20 * hour, both), Some((2 * hour, 12 * hour)));
-        assert_eq!(remaining(0, None, hour, Retention { age: None, bytes: Some(1) }), None, "nothing was removed yet");
         let severity = |left: i64, window: i64| verdict("c", 0, left, window).map(|f| f.severity);
         assert_eq!(severity(167 * hour, 168 * hour), None);
         assert_eq!(severity(40 * hour, 168 * hour), Some(Severity::Warn));

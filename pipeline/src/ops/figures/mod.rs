@@ -162,6 +162,8 @@ pub struct ConnectorFigures {
     pub name: String,
     /// What it is doing.
     pub doing: String,
+    /// Who paused it, since when and why; `None` while nobody has.
+    pub paused: Option<String>,
     /// Why it waits for a person; `None` while it does not.
     pub stopped: Option<String>,
     /// Read, map, deliver, settle, in the partitions of this process.

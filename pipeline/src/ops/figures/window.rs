@@ -233,7 +233,9 @@ impl Window {
             .values()
             .fold((0, 0, 0), |(entries, bytes, events), p| (entries + p.work.entries, bytes + p.work.bytes, events + p.work.events));
         let of_entry = |n: u64| (totals.0 > 0).then(|| n as f64 / totals.0 as f64);
-        let (entry_bytes, entry_events) = (of_entry(totals.1), of_entry(totals.2));
+        // Of a connector that was paused before this process began, nothing was read but what waits.
+        let entry_bytes = of_entry(totals.1).or_else(|| progress.values().find_map(|p| p.entry_bytes).map(|bytes| bytes as f64));
+        let entry_events = of_entry(totals.2);
         let span = self.span().and_then(|(old, new, seconds)| Some((old.connectors.get(n)?, new.connectors.get(n)?, seconds)));
         let sizes = Sizes { entry_bytes, arrivals, around };
         let partitions: Vec<PartitionFigures> =
@@ -244,9 +246,14 @@ impl Window {
         let lag_events = ((lag_entries as f64 * entry_events.unwrap_or(1.0)).round() as u64).max(in_flight);
         let arrival = arrivals.map(|a| a.values().sum::<f64>() * entry_events.unwrap_or(1.0));
         let now = now_ms();
+        let pause = around.control.and_then(|control| control.pause(stats.name()));
         let mut figures = ConnectorFigures {
             name: stats.name().to_owned(),
-            doing: stats.state().as_str().to_owned(),
+            doing: pause.map_or(stats.state(), |_| ConnectorState::Paused).as_str().to_owned(),
+            paused: pause.map(|pause| {
+                let reason = if pause.reason.is_empty() { String::new() } else { format!(" ({})", pause.reason) };
+                format!("{} since {}{reason}", pause.who(), pause.since())
+            }),
             stopped: stopped(stats),
             arrival_per_second: arrival,
             service: self.service.get(stats.name()).copied(),
@@ -269,7 +276,7 @@ impl Window {
         if let Some(span) = span {
             rates(&mut figures, span, in_flight, lag_entries);
         }
-        figures.drain_seconds = crate::ops::scale::drain_seconds(&figures);
+        figures.drain_seconds = if pause.is_some() && figures.lag_events > 0 { None } else { crate::ops::scale::drain_seconds(&figures) };
         figures
     }
 }

@@ -9,6 +9,7 @@ use super::super::parts::Deed;
 use super::super::{Fields, View, link, parts, text, trusted};
 use super::given;
 use crate::config::Role;
+use crate::delivery::Answer;
 
 pub(super) fn view(admin: &Admin, caller: &Caller, fields: &Fields) -> View {
     let status = trusted(admin);
@@ -48,11 +49,17 @@ fn all(admin: &Admin, connectors: &[Value]) -> View {
         }
         @if connectors.is_empty() { (parts::none("No connector is delivered by this process.")) }
     };
-    let unwell = connectors.iter().filter(|c| !matches!(c["state"].as_str(), Some("healthy" | "catching_up"))).count();
-    let headline = match (connectors.len(), unwell) {
-        (n, 0) => format!("All {n} connectors deliver."),
-        (n, unwell) => format!("{unwell} of {n} connectors do not deliver as they should."),
+    let paused = connectors.iter().filter(|c| c["paused"].is_object()).count();
+    let unwell =
+        connectors.iter().filter(|c| !matches!(c["state"].as_str(), Some("healthy" | "catching_up"))).count().saturating_sub(paused);
+    let mut headline = match (connectors.len(), unwell) {
+        (n, 0) if paused == 0 => format!("All {n} connectors deliver."),
+        (_, 0) => String::new(),
+        (n, unwell) => format!("{unwell} of {n} connectors do not deliver as they should. "),
     };
+    if paused > 0 {
+        headline += &format!("{paused} of {} connectors are paused by somebody.", connectors.len());
+    }
     View { document: json!({"connectors": connectors}), headline, live, still: html! {} }
 }
 
@@ -61,11 +68,14 @@ fn one(admin: &Admin, caller: &Caller, connector: &Value, status: &Value) -> Vie
     let figures =
         status["figures"]["connectors"].as_array().into_iter().flatten().find(|f| f["name"] == name.as_str()).cloned().unwrap_or_default();
     let running = admin.applier.as_ref().and_then(|applier| applier.running().into_iter().find(|r| r.name == name));
-    let document = json!({"connector": connector, "figures": figures, "runs_by": running});
+    let stats = admin.observer.observed.delivery.as_ref().and_then(|delivery| delivery.connector(&name));
+    let answers: Vec<Value> = stats.map(|stats| stats.answers()).unwrap_or_default().iter().rev().map(answer).collect();
+    let document = json!({"connector": connector, "figures": figures, "runs_by": running, "answers": answers});
     let live = html! {
         p { a href="/connectors" { "All connectors" } }
         div.grid {
             section.panel { h2 { (parts::word(&name)) } (parts::standing(connector))
+                @if let Some(kept) = connector["paused"]["kept"].as_str() { p { "The journal keeps what waits for it " (text::inert(kept, 80)) "." } }
                 dl.facts {
                     (parts::fact("settled", html! { (text::rate(&connector["events_per_second"])) }))
                     (parts::fact("behind", html! { (text::count(&connector["lag_entries"])) " entries" }))
@@ -96,6 +106,7 @@ fn one(admin: &Admin, caller: &Caller, connector: &Value, status: &Value) -> Vie
                 p { a href=(link("/dead-letters", &[("connector", &name)])) { (text::many(connector["dead_letters"].as_u64().unwrap_or(0), "open dead letter", "open dead letters")) } }
             }
         }
+        (recent(&answers))
         (partitions(connector))
     };
     let still = html! {
@@ -106,6 +117,39 @@ fn one(admin: &Admin, caller: &Caller, connector: &Value, status: &Value) -> Vie
     };
     let headline = format!("{name} is {}.", connector["state"].as_str().unwrap_or("unknown").replace('_', " "));
     View { document, headline, live, still }
+}
+
+/// One call; of its events nothing but how many there were and how large.
+fn answer(answer: &Answer) -> Value {
+    json!({
+        "at_ms": answer.at_ms,
+        "seconds": answer.took.as_secs_f64(),
+        "items": answer.items,
+        "bytes": answer.bytes,
+        "applied": answer.applied,
+        "absorbed": answer.absorbed,
+        "repeated": answer.repeated,
+        "refused": answer.refused,
+        "code": answer.code,
+    })
+}
+
+fn recent(answers: &[Value]) -> Markup {
+    let rows = answers.iter().map(|a| {
+        vec![
+            parts::time(&a["at_ms"]),
+            html! { @if a["code"].is_string() { (parts::code(&a["code"])) } @else { "taken" } },
+            html! { (text::seconds(&a["seconds"])) },
+            html! { (text::count(&a["items"])) },
+            html! { (text::size(&a["bytes"])) },
+            html! { (text::count(&a["applied"])) },
+            html! { (text::count(&a["absorbed"])) },
+            html! { (text::count(&a["repeated"])) },
+            html! { (text::count(&a["refused"])) },
+        ]
+    });
+    let heads = ["When", "Answer", "Took", "Items", "Events' size", "Applied", "Already there", "To be repeated", "Refused"];
+    parts::table("The last calls of this process", &heads, &[2, 3, 4, 5, 6, 7, 8], rows.collect())
 }
 
 fn partitions(connector: &Value) -> Markup {
@@ -136,7 +180,20 @@ fn deeds(caller: &Caller, connector: &Value, name: &str) -> Markup {
                     label { span { "Trial" } select name="probation" { option value="10" { "10 s" } option value="30" selected { "30 s" } } } },
                 command: format!("tillstream apply --connector {quoted} --probation 30s --reason …") }.show(caller))
         }
-        @if connector["state"] == "paused" {
+        @if connector["paused"].is_object() {
+            details id="end-pause" open { summary { "Have it go on" }
+                p.dim { "What has waited is sent, in order." }
+                (Deed { to: "end-pause", verb: "Resume", grave: false, role: Role::Operator, fields: &[("connector", name)], more: html! {},
+                    command: format!("tillstream connector resume {quoted} --reason …") }.show(caller))
+            }
+        } @else {
+            details id="pause" { summary { "Pause it" }
+                p.dim { "Calls in the air finish, then nothing is sent, by any process, until it is resumed. Capture goes on; what comes waits in the journal as long as that keeps it, and the answer says until when." }
+                (Deed { to: "pause-connector", verb: "Pause", grave: true, role: Role::Operator, fields: &[("connector", name)], more: html! {},
+                    command: format!("tillstream connector pause {quoted} --reason …") }.show(caller))
+            }
+        }
+        @if connector["state"] == "paused" && !connector["paused"].is_object() {
             details id="resume" open { summary { "Go on with the tables as they are now" }
                 p.dim { "Events that its file cannot tell become dead letters; to lose no time over that, mend the file first and apply it." }
                 (Deed { to: "resume-connector", verb: "Go on", grave: true, role: Role::Admin, fields: &[("connector", name)], more: html! {},
