@@ -102,7 +102,8 @@ patient=(slot::stall slot::idle slot::refill slot::readers slot::spill faults::k
     e2e::shutdown delivery::schema_change delivery::bottleneck delivery::capacity telemetry::limits telemetry::the_rules doctor::queries console::a_whole
     backfill::long backfill::speed backfill::commands::an_id backfill::commands::backfills_that backfill::commands::a_peak
     delivery::apply::a_mapping_that_fails delivery::stock::four_partitions
-    slot::history::a_slot_that_was_idle slot::history::a_server_restored slot::history::what_holds slot::promotion::a_promotion_without)
+    slot::history::a_slot_that_was_idle slot::history::a_server_restored slot::history::what_holds slot::promotion::a_promotion_without
+    setup::a_slot_waits)
 integration() {
     local skips=() all name
     if [ "$level" = quick ]; then

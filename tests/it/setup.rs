@@ -11,7 +11,7 @@ use tillstream::ops::setup::{Options, apply, prepare, prepare_removal, ticket};
 use tillstream::ops::{publication, slots};
 use tokio_postgres::Client;
 
-use crate::harness::{Database, Postgres, program, scratch};
+use crate::harness::{Database, PATIENCE, Postgres, program, scratch, wait_for};
 
 /// The catalogue as far as a setup may change it, as one text: roles of this test, this database's rights, schemas, tables, columns,
 /// functions, publications and slots. Rights of schemas are told in full, because PostgreSQL writes the default out once it was changed.
@@ -381,5 +381,28 @@ async fn files_are_written_once_and_what_destroys_asks_first() {
     let removed = setup(&["--remove", "--apply", "--drop-roles", "--reason", "moved", "--confirm", "shop"]);
     assert_eq!(removed.status.code(), Some(0), "{}", says(&removed));
     assert_same(&before, &bench.dump().await);
+    bench.end(server).await;
+}
+
+/// A transaction that is open holds the slot up for longer than a lock is waited for, and is waited for all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_waits_for_transactions_longer_than_for_locks() {
+    let server = Postgres::shared().await;
+    let bench = Bench::new(server, "slot_waits").await;
+    let open = bench.database.connect().await;
+    open.batch_execute("BEGIN; INSERT INTO other VALUES (1)").await.expect("begun");
+    let prepared = prepare(&bench.source, "shop", Some(&bench.admin), &bench.options).await.expect("a plan");
+    let ending = async {
+        let sql = "SELECT FROM pg_stat_activity WHERE query LIKE 'SELECT pg_create_logical_replication_slot%' AND datname = current_database() \
+                   AND state = 'active' AND query_start < clock_timestamp() - interval '5500 ms'";
+        wait_for("the slot to wait longer than for a lock", PATIENCE, || async {
+            bench.client.query_opt(sql, &[]).await.expect("asks").map(drop)
+        })
+        .await;
+        open.batch_execute("COMMIT").await.expect("ends");
+    };
+    let (applied, ()) = tokio::join!(apply(&prepared.plan, &prepared.catalog, |_| {}), ending);
+    applied.expect("made once the transaction has ended");
+    drop((open, prepared));
     bench.end(server).await;
 }

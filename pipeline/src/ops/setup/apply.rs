@@ -10,6 +10,9 @@ use crate::capture::wire::wal_level;
 /// How long a statement waits for another one that changes the same role: longer than such a statement takes.
 const AGAIN_AFTER: std::time::Duration = std::time::Duration::from_millis(200);
 
+/// Whoever writes to a table meanwhile waits behind a statement that waits for it: not long.
+const LOCKS_WITHIN: &str = "SET lock_timeout = '5s'";
+
 /// What became of a statement.
 #[derive(Clone, Copy, Debug)]
 pub struct Applied<'a> {
@@ -43,7 +46,7 @@ fn summary(sql: &str) -> &str {
 /// the slot is to be dropped and somebody streams from it.
 pub async fn apply(plan: &Plan, catalog: &Catalog, mut report: impl FnMut(Applied<'_>)) -> Result<(), CaptureError> {
     // Adding a table to a publication waits for maintenance on it, a slot for open transactions: neither for ever.
-    run(catalog, "SET lock_timeout = '5s'").await?;
+    run(catalog, LOCKS_WITHIN).await?;
     run(catalog, "SET statement_timeout = '60s'").await?;
     for (n, step) in plan.steps.iter().enumerate() {
         for Statement(sql) in &step.statements {
@@ -51,11 +54,18 @@ pub async fn apply(plan: &Plan, catalog: &Catalog, mut report: impl FnMut(Applie
             if is_slot && catalog.server().wal_level != "logical" {
                 return Err(wal_level(&format!("wal_level = {}", catalog.server().wal_level)));
             }
+            if is_slot {
+                // It waits for a transaction by the lock on its number.
+                run(catalog, "SET lock_timeout = 0").await?;
+            }
             match execute(catalog, sql).await {
                 Ok(()) => report(Applied { step: n + 1, title: &step.title, sql }),
                 Err(error) if is_slot && error.code() == Some(&SqlState::QUERY_CANCELED) => return Err(slot_waits(catalog).await),
                 Err(error) if error.code() == Some(&SqlState::OBJECT_IN_USE) => return Err(slot_in_use(n + 1, error)),
                 Err(error) => return Err(failed(n + 1, sql, error)),
+            }
+            if is_slot {
+                run(catalog, LOCKS_WITHIN).await?;
             }
         }
     }
