@@ -44,6 +44,7 @@ pub mod read_rows;
 pub mod relations;
 mod session;
 pub mod source;
+mod spans;
 mod spool;
 pub mod stats;
 pub mod streamed;

@@ -24,6 +24,7 @@ use super::opening::{self, Opened, fenced};
 use super::pgoutput;
 use super::promise::Promises;
 use super::source::Frame;
+use super::spans::{self, Spans};
 use super::stats::{Pressure, State, Stats};
 use super::streamed::{Next, Streamed};
 use super::turns::Turns;
@@ -151,6 +152,7 @@ struct Streaming {
     /// Messages taken, for the samples of decoding.
     messages: u32,
     probe: Option<Probe>,
+    spans: Spans,
     /// Up to when the wait for confirms is counted; `None` while nothing waits.
     unconfirmed_since: Option<Instant>,
     /// The commit whose way was measured last: a batch without a newer one tells nothing of it.
@@ -185,6 +187,7 @@ impl Streaming {
             promises,
             messages: 0,
             probe: None,
+            spans: Spans::default(),
             unconfirmed_since: None,
             published_ms: 0,
         }
@@ -380,6 +383,7 @@ impl Streaming {
             Stats::add(&stats.bytes, batch.bytes.len() as u64);
             let started = Instant::now();
             let (mut give_up_at, mut noticed) = (None, false);
+            let mut span = spans::begin(log, id, &batch);
             let mut append = self.writer.append(log, id, batch);
             loop {
                 // Only over an open window, hence not more often than needed.
@@ -390,6 +394,7 @@ impl Streaming {
                     biased;
                     done = &mut append => {
                         done.map_err(|error| fenced(error, token))?;
+                        self.spans.handed(log, id, span.take());
                         if self.probe.is_none() && log != Log::Control {
                             let committed_at_ms = stats.committed_at_ms.load(Relaxed);
                             self.probe = Some(Probe { log, id, at: started, committed_at_ms });
@@ -425,6 +430,7 @@ impl Streaming {
         let (writer, logs) = (&self.writer, &self.logs);
         self.intake.confirm(now, |log| writer.confirmed(logs[log]));
         self.turns.confirm(now, |log| writer.confirmed(logs[log]));
+        self.spans.confirm(|log| writer.confirmed(log));
         let (stats, unconfirmed) = (&self.parts.stats, writer.unconfirmed_bytes());
         stats.unconfirmed_bytes.store(unconfirmed as u64, Relaxed);
         if let Some(since) = self.unconfirmed_since {

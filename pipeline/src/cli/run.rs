@@ -14,6 +14,7 @@ use crate::config;
 use crate::config::settings::Settings;
 use crate::ops::failure::Failure;
 use crate::ops::process::{self, Files, Only, Options};
+use crate::telemetry::traces;
 
 /// Captures changes into the journal and delivers them
 #[derive(Debug, Args)]
@@ -40,6 +41,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: Registry) -> Result<(), End> {
     let config = &arguments.config.config;
     let config::CheckedFile { pipeline, texts, .. } = config::load_file(config, &registry)?;
+    traces::start(&settings.telemetry, &pipeline.name).map_err(|error| Failure::new(error.code(), error.to_string()))?;
     let files = Files { path: config.clone(), texts, registry: Arc::new(registry) };
     let options = Options {
         only: arguments.only,
@@ -53,7 +55,7 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: Reg
     let mut code = None;
     let ended = loop {
         tokio::select! {
-            ended = &mut running => break ended?,
+            ended = &mut running => break ended,
             signal = async {
                 tokio::select! {
                     _ = terminate.recv() => ("SIGTERM", 143),
@@ -70,6 +72,8 @@ pub(super) async fn run(arguments: Arguments, settings: &Settings, registry: Reg
             }
         }
     };
+    traces::finish().await;
+    let ended = ended?;
     match code {
         Some(code) if options.until_caught_up && ended.stopped => Err(End::Code(code)),
         None if options.until_caught_up && ended.dead_letters > 0 => {

@@ -6,13 +6,25 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 /// Settings of one process.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     /// How it logs.
     pub log: Log,
     /// The admin endpoint.
     pub admin: Admin,
+    /// Spans.
+    pub telemetry: Telemetry,
+}
+
+/// Spans for an OpenTelemetry collector.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Telemetry {
+    /// Address of a collector that takes OTLP over HTTP, as `http://127.0.0.1:4318`.
+    pub otlp: Option<String>,
+    /// Part of the batches and calls that has a span, 0 to 1.
+    pub sample: f64,
 }
 
 /// How the process logs.
@@ -96,12 +108,17 @@ fn layered(flags: &Flags, environment: config::Environment) -> Result<Settings, 
         .set_default("log.level", "info")
         .and_then(|b| b.set_default("log.format", "human"))
         .and_then(|b| b.set_default("admin.listen", None::<String>))
+        .and_then(|b| b.set_default("telemetry.otlp", None::<String>))
+        .and_then(|b| b.set_default("telemetry.sample", 1.0))
         .map_err(failed)?;
     if let Some(file) = &flags.file {
         builder = builder.add_source(config::File::from(Path::new(file)).format(config::FileFormat::Yaml));
     }
     builder = builder.add_source(environment);
     let mut settings: Settings = builder.build().and_then(config::Config::try_deserialize).map_err(failed)?;
+    if !(0.0..=1.0).contains(&settings.telemetry.sample) {
+        return Err(SettingsError("telemetry.sample is a part: 0 to 1".to_owned()));
+    }
     if let Some(level) = &flags.log_level {
         settings.log.level.clone_from(level);
     }
@@ -135,6 +152,9 @@ mod tests {
         assert!(
             told.admin.token.as_ref().is_some_and(|token| token.expose() == "0123456789abcdef") && !format!("{told:?}").contains("0123")
         );
+        assert_eq!(settings.telemetry, Telemetry { otlp: None, sample: 1.0 });
+        let traced = with(&[("TILLSTREAM__TELEMETRY__OTLP", "http://c:4318"), ("TILLSTREAM__TELEMETRY__SAMPLE", "0.25")], &flags);
+        assert_eq!(traced.expect("traced").telemetry, Telemetry { otlp: Some("http://c:4318".to_owned()), sample: 0.25 });
         flags.log_level = Some("error".to_owned());
         assert_eq!(with(&[("TILLSTREAM__LOG__LEVEL", "debug")], &flags).expect("flags").log.level, "error");
     }
@@ -142,6 +162,7 @@ mod tests {
     #[test]
     fn misspelt_settings_are_refused() {
         assert!(with(&[("TILLSTREAM__LGO__LEVEL", "debug")], &Flags::default()).is_err());
+        assert!(with(&[("TILLSTREAM__TELEMETRY__SAMPLE", "1.5")], &Flags::default()).is_err());
         assert!(with(&[("TILLSTREAM__LOG__FORMAT", "xml")], &Flags::default()).is_err());
         assert!(with(&[], &Flags { file: Some("/nonexistent.yaml".into()), ..Flags::default() }).is_err());
     }

@@ -16,9 +16,11 @@ use super::gate::{Gate, Heard};
 use super::mark::LaneMark;
 use super::queue::{Applied, Cut, Head, Origin, Queue, Rejected, Work};
 use super::settlement::Point;
+use super::spans;
 use super::stats::{Answer, ConnectorState, ConnectorStats, LaneTimes};
 use crate::config;
 use crate::retry::Delays;
+use crate::telemetry::traces;
 
 /// Calls under way may finish after a stop within this time: long enough for most, and short enough that the
 /// process ends within the ten seconds it promises.
@@ -326,6 +328,7 @@ impl Lane {
     async fn call(&mut self, batch: &Batch, bytes: usize) -> Attempt {
         ConnectorStats::add(&self.stats.calls, 1);
         let begun = Instant::now();
+        let span = traces::begin("deliver", traces::Kind::Client);
         let limit = self.call_max;
         let (stop, hurry) = (self.stop.clone(), self.hurry.clone());
         let stopped = async move {
@@ -337,6 +340,9 @@ impl Lane {
             () = stopped => return Attempt::Stopped,
         };
         let (took, stats) = (begun.elapsed(), &self.stats);
+        if let Some(span) = span {
+            spans::end(span, stats.name(), self.busy.1, batch, result.as_ref().ok());
+        }
         let busy = ConnectorStats::time(&stats.busy_us, begun);
         self.busy.0[self.busy.1].fetch_add(busy, std::sync::atomic::Ordering::Relaxed);
         if matches!(result, Ok(Ok(_))) {

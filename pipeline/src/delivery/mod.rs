@@ -43,6 +43,7 @@ mod queue;
 pub mod replay;
 pub mod settlement;
 mod shape;
+mod spans;
 mod start;
 pub mod stats;
 pub mod switch;

@@ -5,3 +5,4 @@ pub mod canary;
 pub mod log;
 pub mod names;
 pub mod times;
+pub mod traces;

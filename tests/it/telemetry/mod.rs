@@ -4,6 +4,7 @@
 mod canary;
 mod faults;
 mod limits;
+mod otlp;
 mod prometheus;
 
 use std::collections::BTreeSet;
