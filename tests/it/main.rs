@@ -5,6 +5,8 @@
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod backfill;
+#[path = "../bench/mod.rs"]
+mod bench;
 mod cases;
 mod cli;
 mod cli_files;

@@ -30,6 +30,11 @@ use crate::pgoutput_writer::{self as write, Old, Value, column};
 const TABLES: [&str; 5] = ["t", "u", "f", "k", "s"];
 
 pub(crate) fn intake() -> Intake {
+    intake_of(2)
+}
+
+/// An intake for so many data logs, none of which holds anything yet.
+pub(crate) fn intake_of(logs: usize) -> Intake {
     let none = HoldBack { time: Duration::ZERO, bytes: 0 };
     let table = |name: &str| SourceTable { schema: "public".to_owned(), table: name.to_owned(), partition_by: None };
     let source = Source {
@@ -58,8 +63,8 @@ pub(crate) fn intake() -> Intake {
     };
     let run = Run { token: 1, epoch: 1, lineage: Lineage(7), source: "pos".to_owned() };
     let stamp = Stamp { token: 1, writer: "w".to_owned(), source: "pos".to_owned(), lineage: Lineage(7) };
-    let appender = Appender::new(run, 1 << 20, &[Tail::default(), Tail::default()]);
-    Intake::new(&settings, appender, Progress::new(3, none), stamp, 1 << 20, Arc::default())
+    let appender = Appender::new(run, 1 << 20, &vec![Tail::default(); logs]);
+    Intake::new(&settings, appender, Progress::new(logs + 1, none), stamp, 1 << 20, Arc::default())
 }
 
 /// Feeds messages until one is refused; answers how many bytes of batches they became.

@@ -1,6 +1,6 @@
 //! How fast a journal's events reach a target: over HTTP against a rate, into PostgreSQL against the fastest way to write the same rows.
 //!
-//! Short in every run, where only a collapse fails; `tests/bench.sh delivery` runs the whole and judges the limits.
+//! Short in every run, where rows are compared and no rate is judged; `tests/bench.sh delivery` runs the whole.
 
 use std::fmt::Write as _;
 use std::num::NonZeroU16;
@@ -19,6 +19,7 @@ use tillstream_schemas::Op;
 use tokio_postgres::Client;
 
 use super::pos::{Capture, Change, connector, journal, start};
+use crate::bench::figures::{Asked, Figures};
 use crate::harness::{Database, Level, Postgres};
 
 const COLUMNS: [&str; 8] = ["id", "order_id", "item", "quantity", "unit_price", "status", "note", "updated_at"];
@@ -96,25 +97,8 @@ async fn delivered(journal: &Arc<dyn Journal>, connector: Connector, count: u64)
     count as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// Numbers of one line, lowest first, and the line printed for people and for programs.
-fn report(what: &str, unit: &str, mut numbers: Vec<f64>, limit: f64) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    let (low, median, high) = (numbers[0], numbers[numbers.len() / 2], numbers[numbers.len() - 1]);
-    let digits = if high < 100.0 { 2 } else { 0 };
-    println!("  {what}: median {median:.digits$} {unit} of {} rounds, {low:.digits$} to {high:.digits$}; at least {limit}", numbers.len());
-    let line = json!({"bench": "delivery", "what": what, "unit": unit, "median": median, "low": low, "high": high, "rounds": numbers.len(), "limit": limit});
-    println!("{line}");
-    median
-}
-
-/// The limits hold for the whole series on a machine that does nothing else; the short form meets other tests at work.
-fn judge(what: &str, median: f64, limit: f64) {
-    let limit = if Level::get() == Level::Long { limit } else { limit / 20.0 };
-    assert!(median >= limit, "{what}: {median:.2}, at least {limit} is asked for");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn http_takes_twenty_thousand_events_a_second() {
+async fn events_a_second_over_http() {
     let (count, rounds) = Level::pick((4_000, 1), (20_000, 1), (200_000, 5));
     let (_dir, journal) = filled(count).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
@@ -128,15 +112,18 @@ async fn http_takes_twenty_thousand_events_a_second() {
     let router = Router::new().route("/v1/events", axum::routing::post(answer));
     tokio::spawn(async move { axum::serve(listener, router).await });
     let block = json!({"url": url, "mode": "batch", "allow_private": true, "columns": {"public.a": COLUMNS}});
-    let mut rates = Vec::new();
+    let mut figures = Figures::new(
+        "delivery-http",
+        "Two hundred thousand events of a local journal over HTTP: 8 lanes, batches of 100, a target that answers in 5 ms.",
+    );
     for _ in 0..rounds {
-        rates.push(delivered(&journal, fresh("engagement", target("http", &block), 8, 100), count).await);
+        let rate = delivered(&journal, fresh("engagement", target("http", &block), 8, 100), count).await;
+        figures.add("http", "events over HTTP", "events/s", rate);
     }
     let requests = requests.load(Ordering::Relaxed);
-    println!("http, 8 lanes, {count} events in batches of 100, the target answers in 5 ms; {requests} requests:");
     assert!(requests >= rounds * count / 100, "{requests} requests");
-    let median = report("events a second over HTTP", "events/s", rates, 20_000.0);
-    judge("events a second over HTTP", median, 20_000.0);
+    figures.ask("http", "events over HTTP", Asked::AtLeast(60_000.0));
+    figures.done();
 }
 
 /// Writes rows as fast as one session can: COPY into a table of its own, then one upsert. Answers the rows a second.
@@ -159,7 +146,7 @@ async fn bare(client: &mut Client, rows: &[Bytes], count: u64) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn postgres_takes_half_of_what_copy_and_upsert_write() {
+async fn rows_a_second_into_postgres_beside_copy_and_upsert() {
     let (count, rounds) = Level::pick((4_000, 1), (20_000, 1), (200_000, 5));
     let (_dir, journal) = filled(count).await;
     let server = Postgres::shared().await;
@@ -177,18 +164,21 @@ async fn postgres_takes_half_of_what_copy_and_upsert_write() {
         rows.push(Bytes::from(text));
     }
     let block = json!({"url": database.url, "create": true, "tables": {"public.a": {"key": ["id"], "columns": COLUMNS}}});
-    let (mut ratios, mut table) = (Vec::new(), format!("sql into PostgreSQL, 4 lanes, {count} events in batches of 1000:\n"));
+    let mut figures = Figures::new(
+        "delivery-sql",
+        "Two hundred thousand events of a local journal into PostgreSQL: 4 lanes, batches of 1000; beside one session that writes the same rows by COPY and one upsert.",
+    );
     for _ in 0..rounds {
         let limit = bare(&mut client, &rows, count).await;
         client.batch_execute("TRUNCATE a").await.expect("empties");
         let ours = delivered(&journal, fresh("inventory", target("sql", &block), 4, 1_000), count).await;
-        let _ = writeln!(table, "  {ours:>9.0} rows/s beside {limit:>9.0} by COPY and upsert");
-        ratios.push(ours / limit);
+        figures.add("sql", "COPY and upsert", "rows/s", limit);
+        figures.add("sql", "Tillstream", "rows/s", ours);
+        figures.add("sql", "beside COPY and upsert", "ratio", ours / limit);
     }
-    print!("{table}");
     let differing = "SELECT count(*) FROM a FULL JOIN bare USING (id) WHERE to_jsonb(a) - '{_version,_deleted}'::text[] IS DISTINCT FROM to_jsonb(bare)";
     let wrong: i64 = client.query_one(differing, &[]).await.expect("reads").get(0);
     assert_eq!(wrong, 0, "both wrote the same rows");
-    let median = report("rows beside COPY and upsert", "of it", ratios, 0.5);
-    judge("rows beside COPY and upsert", median, 0.5);
+    figures.ask("sql", "beside COPY and upsert", Asked::AtLeast(0.7));
+    figures.done();
 }

@@ -3,7 +3,6 @@
 
 mod big_row;
 mod dead_letter;
-mod drain;
 mod replay;
 mod sale;
 mod shutdown;

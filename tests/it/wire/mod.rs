@@ -8,10 +8,9 @@ use tillstream::capture::source::{Frame, Replication, Source, StandbyStatus};
 use tillstream::capture::wire::{Method, PgReplication, PgSource};
 use tokio::time::timeout;
 
-mod drain;
 mod owner;
 pub(crate) mod receiver;
-mod server;
+pub(crate) mod server;
 
 use server::{Server, source};
 

@@ -31,3 +31,24 @@ pub(crate) async fn count(url: &str, slot: &str, publication: &str, end: Lsn) ->
     connection.stop().await;
     changes
 }
+
+/// Reads a slot until so many transactions came, and answers when each of them had come.
+pub(crate) async fn times(url: &str, slot: &str, publication: &str, transactions: usize) -> Vec<std::time::Instant> {
+    let source = Source { slot: slot.to_owned(), publication: publication.to_owned(), ..source(url) };
+    let mut connection = PgSource::new(&source, "bare").log_in().await.expect("logs in");
+    connection.start().await.expect("takes the slot");
+    let mut times = Vec::with_capacity(transactions);
+    while times.len() < transactions {
+        connection.fill(false).await.expect("bytes");
+        let now = std::time::Instant::now();
+        while let Some(frame) = connection.next().expect("frames") {
+            if let Frame::XLogData { data, .. } = frame
+                && data.first() == Some(&b'C')
+            {
+                times.push(now);
+            }
+        }
+    }
+    connection.stop().await;
+    times
+}

@@ -54,13 +54,6 @@ impl Server {
         output.expect("docker/postgres.sh runs").status.success()
     }
 
-    /// Directory of the server's programs.
-    pub(super) fn programs(&self) -> PathBuf {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docker/postgres.sh");
-        let output = Command::new(script).arg("bin").output().expect("docker/postgres.sh runs");
-        String::from_utf8_lossy(&output.stdout).trim().into()
-    }
-
     pub(super) fn port(&self) -> String {
         let url = self.script("url", &[], "");
         url.rsplit(':').next().and_then(|t| t.split('/').next()).expect("a port").to_owned()
@@ -98,7 +91,7 @@ impl Drop for Server {
 }
 
 /// A source at a URL, with slot `s` and publication `p` over `public.t`.
-pub(super) fn source(url: &str) -> Source {
+pub(crate) fn source(url: &str) -> Source {
     Source {
         name: "pos".to_owned(),
         url: SecretString::from(url.to_owned()),

@@ -362,6 +362,21 @@ mod tests {
         assert_eq!(frame[104..112], 6_u64.to_be_bytes());
     }
 
+    /// What callgrind counts of [`framing`].
+    #[inline(never)]
+    fn counted<T>(work: impl FnOnce() -> T) -> T {
+        std::hint::black_box(work())
+    }
+
+    /// For `tests/instructions.sh`: a thousand frames of two batches.
+    #[test]
+    fn framing() {
+        let batches = vec![(PublishId(5), entries(0..500, 480)), (PublishId(6), entries(500..1000, 480))];
+        let frames = vec![batches; 1_000];
+        let pieces = counted(|| frames.into_iter().map(|batches| frame(batches, None, 0).unwrap().len()).sum::<usize>());
+        assert_eq!(pieces, 5_000);
+    }
+
     #[test]
     fn a_batch_as_large_as_allowed_fits_its_frame() {
         for frame_max in [8192, 1 << 20, 0] {
