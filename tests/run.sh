@@ -119,6 +119,8 @@ integration() {
 }
 step integration
 if [ "$level" != quick ]; then
+    command -v valgrind >/dev/null || apt_install valgrind
+    step tests/instructions.sh
     [ "$installed" = 18 ] || step matrix_on 18
     step matrix_table
 fi
