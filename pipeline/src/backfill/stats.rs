@@ -78,6 +78,17 @@ pub struct Progress {
     pub eta_seconds: Option<u64>,
     /// What the brakes cannot see, and what helps.
     pub brakes_blind: Option<String>,
+    /// The newest chunks, oldest first.
+    pub newest_chunks: Vec<ChunkPace>,
+}
+
+/// One chunk of late.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct ChunkPace {
+    /// Its rows.
+    pub rows: u64,
+    /// Seconds from the chunk before it: reading, and whatever held it up.
+    pub seconds: f64,
 }
 
 impl Progress {
@@ -126,6 +137,14 @@ impl Stats {
         self.with(|s| {
             let mut progress = s.progress.clone();
             let now = Instant::now();
+            // What there was before the next chunk tells how many rows a chunk has; of the first one nobody knows how long it took.
+            let next = s.recent.iter().skip(2).map(|(_, rows)| *rows).chain([progress.rows]);
+            let pairs = s.recent.iter().zip(s.recent.iter().skip(1));
+            let chunks = pairs.zip(next).map(|(((before, _), (at, rows)), next)| ChunkPace {
+                rows: next - rows,
+                seconds: at.duration_since(*before).as_secs_f64(),
+            });
+            progress.newest_chunks = chunks.collect();
             let first = s.recent.iter().find(|(at, _)| now.duration_since(*at) <= RECENT_FOR);
             if let Some((at, rows)) = first {
                 progress.rows_per_second = (progress.rows - rows) as f64 / now.duration_since(*at).as_secs_f64().max(0.25);

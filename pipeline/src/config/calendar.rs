@@ -1,6 +1,6 @@
 //! Parts of the day and the week: when the point of sale is busy, and when a job may read. Pure but for the zone's rules.
 
-use jiff::civil::Weekday;
+use jiff::civil::{Date, Weekday};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan, Zoned};
 
@@ -117,6 +117,36 @@ impl Calendar {
         Some(shown(&local, u32::from(left)))
     }
 
+    /// Every part that lies between two moments, cut to them, in the order in which they begin.
+    #[must_use]
+    pub fn between(&self, from: Timestamp, to: Timestamp) -> Vec<(Timestamp, Timestamp)> {
+        let mut found = Vec::new();
+        let first = from.to_zoned(self.zone.clone()).date();
+        let last = to.to_zoned(self.zone.clone()).date();
+        // One that began the day before may run over midnight.
+        let mut date = first.yesterday().unwrap_or(first);
+        while date <= last {
+            let day = usize::try_from(date.weekday().since(Weekday::Monday)).unwrap_or(0);
+            let Ok(next) = date.tomorrow() else { break };
+            for hours in self.hours.iter().filter(|hours| hours.days[day]) {
+                let ends = if hours.from < hours.to { date } else { next };
+                let (Some(begin), Some(end)) = (self.moment(date, hours.from), self.moment(ends, hours.to)) else { continue };
+                let (begin, end) = (begin.max(from), end.min(to));
+                if begin < end {
+                    found.push((begin, end));
+                }
+            }
+            date = next;
+        }
+        found.sort_unstable();
+        found
+    }
+
+    fn moment(&self, date: Date, minute: u16) -> Option<Timestamp> {
+        let civil = date.at(0, 0, 0, 0).checked_add(i64::from(minute).minutes()).ok()?;
+        civil.to_zoned(self.zone.clone()).ok().map(|zoned| zoned.timestamp())
+    }
+
     /// When the next part begins, as people there read it; `None` inside of one.
     #[must_use]
     pub fn outside_until(&self, now: Timestamp) -> Option<String> {
@@ -180,5 +210,22 @@ mod tests {
         // Summer: five hours behind.
         assert_eq!(calendar.inside_until(at("2026-07-01T17:00:00Z")).as_deref(), Some("14:00"));
         assert_eq!(Calendar::new("Mars/Olympus", Vec::new()), None);
+    }
+
+    #[test]
+    fn the_parts_between_two_moments_are_cut_to_them() {
+        let hours = ["Mon-Fri 11:00-14:00", "Sat 22:00-02:00"];
+        let calendar = Calendar::new("America/Chicago", hours.iter().filter_map(|h| Hours::parse(h)).collect()).expect("a zone");
+        let between = |from: &str, to: &str| -> Vec<(String, String)> {
+            calendar.between(at(from), at(to)).into_iter().map(|(from, to)| (from.to_string(), to.to_string())).collect()
+        };
+        let pair = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+        // From the night of Sunday, inside the part that began on Saturday, to the middle of Monday's.
+        assert_eq!(
+            between("2026-11-22T07:00:00Z", "2026-11-23T18:30:00Z"),
+            [pair("2026-11-22T07:00:00Z", "2026-11-22T08:00:00Z"), pair("2026-11-23T17:00:00Z", "2026-11-23T18:30:00Z")]
+        );
+        assert!(between("2026-11-23T20:00:00Z", "2026-11-23T21:00:00Z").is_empty());
+        assert_eq!(between("2026-11-16T00:00:00Z", "2026-11-23T00:00:00Z").len(), 6);
     }
 }

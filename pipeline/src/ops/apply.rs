@@ -16,8 +16,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tillstream_connectors::registry::Registry;
+use tillstream_connectors::sink::Idempotency;
 use tokio::time::Instant;
 
+use super::difference;
 use super::failure::Failure;
 use super::observer::Observer;
 use crate::config::{self, Connector, FileText, SchemaChange};
@@ -56,12 +58,25 @@ pub struct Running {
     pub name: String,
     /// The kind of its sink.
     pub kind: String,
+    /// What keeps a repeat from having a second effect: `transactional`, `key`, `version` or `none`.
+    pub idempotency: &'static str,
     /// Names the file's text.
     pub hash: String,
     /// Since when, milliseconds since the Unix epoch.
     pub since_ms: i64,
     /// The file's text, secrets masked.
     pub text: String,
+    /// What it ran by before, as far as this process knows.
+    pub before: Option<Before>,
+}
+
+/// What a connector ran by before.
+#[derive(Clone, Debug, Serialize)]
+pub struct Before {
+    /// Names the file's text.
+    pub hash: String,
+    /// The lines that went (`- `) and came (`+ `) with the present one, secrets masked.
+    pub lines: Vec<String>,
 }
 
 /// What became of one connector.
@@ -87,6 +102,7 @@ struct InUse {
     connector: Arc<Connector>,
     text: FileText,
     since_ms: i64,
+    before: Option<Before>,
 }
 
 /// Applies files in a running process.
@@ -159,7 +175,7 @@ impl Applier {
     pub fn new(parts: Parts<'_>) -> Applier {
         let since_ms = now_ms();
         let in_use = |(connector, text): (&Connector, FileText)| {
-            (connector.name.clone(), InUse { connector: Arc::new(connector.clone()), text, since_ms })
+            (connector.name.clone(), InUse { connector: Arc::new(connector.clone()), text, since_ms, before: None })
         };
         Applier {
             running: Mutex::new(parts.pipeline.connectors.iter().zip(parts.texts).map(in_use).collect()),
@@ -182,9 +198,16 @@ impl Applier {
         let one = |(name, in_use): (&String, &InUse)| Running {
             name: name.clone(),
             kind: in_use.connector.kind.to_owned(),
+            idempotency: match in_use.connector.target.plan().idempotency {
+                Idempotency::Transactional => "transactional",
+                Idempotency::Key => "key",
+                Idempotency::Version => "version",
+                Idempotency::None => "none",
+            },
             hash: in_use.text.hash.clone(),
             since_ms: in_use.since_ms,
             text: in_use.text.shown.clone(),
+            before: in_use.before.clone(),
         };
         running.iter().map(one).collect()
     }
@@ -284,8 +307,10 @@ impl Applier {
     }
 
     fn note(&self, name: &str, connector: Arc<Connector>, text: &FileText) {
-        let in_use = InUse { connector, text: text.clone(), since_ms: now_ms() };
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), in_use);
+        let running = || self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let was = running().get(name).map(|in_use| in_use.text.clone());
+        let before = was.map(|was| Before { lines: difference::lines(&was.shown, &text.shown), hash: was.hash });
+        running().insert(name.to_owned(), InUse { connector, text: text.clone(), since_ms: now_ms(), before });
     }
 
     /// Looks at a connector on trial; why it does worse, as soon as that is clear. `patience`: for so long it may wait for somebody to see that a table has

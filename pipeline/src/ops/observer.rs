@@ -12,7 +12,9 @@ use super::doctor::Watched;
 use super::figures::Figures;
 use super::figures::window::{Around, Window};
 use super::health::{self, CaptureFacts, ConnectorFacts, Health, Verdict};
+use super::troubles::{Trouble, Troubles};
 use crate::config::Retention;
+use crate::config::calendar::Calendar;
 use crate::control::{Follower, Pause, now_ms};
 use crate::journal::{Journal, Log};
 use crate::{backfill, capture, delivery};
@@ -57,6 +59,8 @@ pub struct Observed {
     pub connectors: Vec<ConnectorInfo>,
     /// How often a canary is sent; `None` for never.
     pub canary: Option<Duration>,
+    /// When the point of sale is busy, as far as the configuration says.
+    pub peak: Option<Calendar>,
     /// The control journal's state, once it is read.
     pub control: OnceLock<Follower>,
 }
@@ -82,6 +86,8 @@ struct Seen {
     samples: VecDeque<Sample>,
     /// Of each entity its state and since when.
     states: BTreeMap<String, (Health, i64)>,
+    /// Times in which one of them was not as it should be.
+    troubles: Troubles,
     /// Last offset of each partition.
     last_offsets: BTreeMap<u16, u64>,
     /// Why the journal did not answer when it was asked last.
@@ -349,12 +355,21 @@ impl Observer {
     fn since(&self, entity: String, verdict: Verdict) -> (Verdict, i64) {
         let now = now_ms();
         let mut seen = self.seen();
-        let entry = seen.states.entry(entity).or_insert((verdict.health, now));
-        if entry.0 != verdict.health {
-            *entry = (verdict.health, now);
-        }
-        let since = entry.1;
+        let since = match seen.states.get(&entity) {
+            Some((health, since)) if *health == verdict.health => *since,
+            _ => {
+                seen.troubles.note(&entity, &verdict, now);
+                seen.states.insert(entity, (verdict.health, now));
+                now
+            }
+        };
         (verdict, since)
+    }
+
+    /// Times in which source, journal or a connector was not as it should be since the process began, oldest first; the newest of them are kept.
+    #[must_use]
+    pub fn troubles(&self) -> Vec<Trouble> {
+        self.seen().troubles.all()
     }
 
     /// How old the newest measurement is.

@@ -138,6 +138,7 @@ impl Process {
             connectors: pipeline.connectors.iter().map(info).collect(),
             // A job ends with what was there: it has no canary.
             canary: pipeline.canary.filter(|_| !options.until_caught_up),
+            peak: pipeline.protect.peak.clone(),
             control: OnceLock::new(),
         };
         let observer = Observer::new(observed);

@@ -60,6 +60,15 @@ impl Reading {
         }
     }
 
+    /// Both together.
+    #[must_use]
+    pub fn and(&self, other: &Reading) -> Reading {
+        Reading {
+            counts: std::array::from_fn(|rung| self.counts[rung] + other.counts[rung]),
+            sum_us: self.sum_us.saturating_add(other.sum_us),
+        }
+    }
+
     /// How many.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -127,6 +136,7 @@ mod tests {
         let later = times.read().since(&first);
         assert_eq!((later.count(), later.mean()), (10, Some(2.0)));
         assert!(later.quantile(0.5).is_some_and(|s| s > 1.0 && s <= 2.0));
+        assert_eq!(first.and(&later), times.read());
         assert_eq!(Reading::default().quantile(0.5), None);
         times.observe(Duration::from_secs(3600));
         assert_eq!(times.read().since(&first).quantile(1.0), Some(600.0));

@@ -12,7 +12,11 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use super::PAGES;
+use super::shop::Shop;
 use crate::harness::{Journal, Level, PATIENCE, Pipeline, Postgres, free_port, target, wait_for};
+
+/// Name, width in pixels, dark.
+const SCREENS: [(&str, u64, bool); 3] = [("light", 1440, false), ("dark", 1440, true), ("tablet", 768, false)];
 
 /// A browser without a window.
 struct Browser {
@@ -116,7 +120,10 @@ fn axe() -> String {
 /// A name for a file.
 fn name(page: &str) -> String {
     let name: String = page.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-    name.trim_matches('_').to_owned()
+    match name.trim_matches('_') {
+        "" => "map".to_owned(),
+        name => name.to_owned(),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -147,7 +154,7 @@ async fn the_console_works_for_eyes_keys_and_without_script() {
     let mut serious = Vec::new();
     for page in &pages {
         browser.open(&format!("{base}{page}")).await;
-        for (screen, width, dark) in [("light", 1440, false), ("dark", 1440, true), ("tablet", 768, false)] {
+        for (screen, width, dark) in SCREENS {
             browser.picture(&format!("{}-{screen}", name(page)), width, dark).await;
             let found = browser
                 .post(
@@ -213,6 +220,31 @@ async fn the_console_works_for_eyes_keys_and_without_script() {
     let audit: Value = reqwest::get(format!("{base}/api/audit")).await.expect("answers").json().await.expect("JSON");
     assert_eq!(audit["audit"][0]["why"], "by keys alone");
     println!("keys alone: skip link, map, dead letters, group, redrive; the audit says `{}`", audit["audit"][0]["what"]);
+
+    // Pages that are not empty any more.
+    for (screen, width, dark) in SCREENS {
+        browser.open(&format!("{base}/audit")).await;
+        browser.picture(&format!("audit-after-{screen}"), width, dark).await;
+    }
+    // Something limits: outlined on the map, and the lines have a shape.
+    let mut shop = Shop::open("browser-limit", "").await;
+    shop.backlog(3_000).await;
+    wait_for("the limit", PATIENCE, || async {
+        let fresh = shop.json("/freshness.json", "").await["connectors"][0]["hour"]["events"].as_u64() > Some(0);
+        (shop.get("/", "").await.text().await.expect("text").contains("class=\"box limit\"") && fresh).then_some(())
+    })
+    .await;
+    for (page, of) in [("/", "map-limit"), ("/freshness", "freshness-limit"), ("/connectors?name=crm", "connector-limit")] {
+        for (screen, width, dark) in SCREENS {
+            browser.open(&format!("{}{page}", shop.base)).await;
+            browser.picture(&format!("{of}-{screen}"), width, dark).await;
+        }
+    }
+    browser.open(&shop.base).await;
+    let outline =
+        browser.run("const s = getComputedStyle(document.querySelector('.box.limit')); return s.borderTopWidth + ' ' + s.boxShadow;").await;
+    assert!(outline.as_str().is_some_and(|outline| outline.starts_with("2px") && !outline.ends_with("none")), "{outline}");
+    shop.end().await;
 
     // Without the server everything is unknown within half a minute.
     browser.open(&base).await;

@@ -11,13 +11,14 @@ use serde_json::{Value, json};
 use tillstream_schemas::Op;
 
 use crate::delivery::pos::Change;
-use crate::harness::{Journal, PATIENCE, Pipeline, Postgres, wait_for};
+use crate::harness::{Journal, Level, PATIENCE, Pipeline, Postgres, wait_for};
 use shop::{CRM, Shop, evil, form, row};
 
 /// Every page that is listed, and those with parameters.
-pub(super) const PAGES: [&str; 17] = [
+pub(super) const PAGES: [&str; 19] = [
     "/",
     "/freshness",
+    "/freshness?window=week",
     "/source",
     "/journal",
     "/connectors",
@@ -33,6 +34,7 @@ pub(super) const PAGES: [&str; 17] = [
     "/audit",
     "/explain",
     "/explain?code=capture.slot_lost",
+    "/explain?page=runbooks/restore",
 ];
 
 /// The twin of a page.
@@ -156,6 +158,11 @@ async fn nobody_does_what_he_may_not_and_everything_done_is_written_down() {
         }
         changing.remove(*path);
     }
+    // What a connector runs by, beside what it ran by before.
+    let running = &shop.json("/connectors.json?name=crm", "vera").await["runs_by"];
+    let lines = running["before"]["lines"].as_array().expect("it ran by another file").clone();
+    assert!(lines.len() == 2 && lines[0].as_str().is_some_and(|line| line.starts_with("- retry:")), "{running}");
+    assert!(shop.get("/connectors?name=crm", "vera").await.text().await.expect("text").contains("+ retry:"));
     // Backfills are looked at where there is a source.
     changing.retain(|path| !path.starts_with("/api/backfills"));
     assert!(changing.is_empty(), "changes something and is not tried here: {changing:?}");
@@ -259,6 +266,12 @@ async fn pages_are_small_read_without_script_and_hostile_rows_are_inert_in_them(
     println!("first load: {first} bytes");
     assert!(first < 100_000);
 
+    // A runbook is a page, not its source.
+    let runbook = shop.get("/explain?page=runbooks/restore", "").await.text().await.expect("text");
+    assert!(runbook.contains("<h3>Stop the bleeding</h3>") && runbook.contains("<pre><code>tillstream") && !runbook.contains("## "));
+    let unknown = shop.get("/explain?page=<script>alert(1)</script>", "").await.text().await.expect("text");
+    assert!(unknown.contains("There is no page") && !unknown.contains("<script>alert"));
+
     // What is shown of values, on purpose, is inert too.
     let page = shop.get("/dead-letters?connector=crm", "").await.text().await.expect("text");
     let form_token = page.split("name=\"form_token\" value=\"").nth(1).and_then(|rest| rest.split('"').next()).expect("a form").to_owned();
@@ -324,6 +337,55 @@ async fn pages_are_small_read_without_script_and_hostile_rows_are_inert_in_them(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_map_outlines_what_limits_and_lines_tell_how_old_events_were() {
+    if Level::get() < Level::Full {
+        return;
+    }
+    let mut shop = Shop::open("limit", "").await;
+    shop.backlog(3_000).await;
+    // The target takes so long that the verdict lasts, however quick the machine is.
+    let map = wait_for("the limit", PATIENCE, || async {
+        let map = shop.get("/", "").await.text().await.expect("text");
+        map.contains("class=\"box limit\"").then_some(map)
+    })
+    .await;
+    assert!(
+        map.contains("Runs in another process.") && !map.contains("class=\"state s-unknown\""),
+        "nothing is told of a capture that is not here: {map}"
+    );
+    let outlined: Vec<&str> = map.split("class=\"box limit\"").skip(1).collect();
+    assert_eq!(outlined.len(), 1, "one box is outlined: {map}");
+    let limit = outlined[0].split("class=\"pipe").next().expect("the box");
+    assert!(
+        limit.contains("name=crm") && limit.contains("<tr class=\"limit\"><th scope=\"row\">deliver <span class=\"tag\">limits</span>"),
+        "{limit}"
+    );
+    let sentence = map.split("<p class=\"sentence\">").nth(1).and_then(|rest| rest.split("</p>").next()).expect("a sentence");
+    assert!(map.contains("class=\"verdict limit\"") && sentence.starts_with("crm is limited"), "{sentence}");
+    println!("the map says: {sentence}");
+
+    let fresh = wait_for("the histogram", PATIENCE, || async {
+        let fresh = shop.json("/freshness.json", "").await;
+        fresh["connectors"][0]["week"]["p95_seconds"].is_number().then_some(fresh)
+    })
+    .await;
+    let crm = &fresh["connectors"][0];
+    for (window, points) in [("hour", 60), ("day", 96), ("week", 168)] {
+        let of = &crm[window];
+        let seconds = ["p50_seconds", "p95_seconds", "p99_seconds"].map(|key| of[key].as_f64().expect("a number"));
+        // Nothing takes effect sooner than the target answers.
+        assert!(of["events"].as_u64() > Some(0) && seconds[0] > 0.2 && seconds.is_sorted(), "{window}: {of}");
+        assert_eq!(of["p99"].as_array().map(Vec::len), Some(points));
+    }
+    assert!(fresh["marks"].as_array().expect("marks").iter().any(|mark| mark["kind"] == "start"), "{fresh}");
+    for window in ["hour", "day", "week"] {
+        let page = shop.get(&format!("/freshness?window={window}"), "").await.text().await.expect("text");
+        assert!(page.contains("<path class=\"p99\" d=\"M") && page.contains("when this process began"), "{window}: {page}");
+    }
+    shop.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_travel_encrypted_and_a_session_is_its_owners() {
     let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
     let keys = tempfile::tempdir().expect("a directory");
@@ -377,6 +439,24 @@ async fn a_whole_pipeline_shows_its_source_and_backfills_are_written_down() {
     }
     let source = client.get(format!("{}/source", running.admin)).send().await.expect("answers").text().await.expect("text");
     assert!(source.contains("The slot's survival clock") && source.contains("acknowledged"), "{source}");
+    // What the doctor found stands there, each with its page, and all slots of the server.
+    let looked = wait_for("a look at the source", PATIENCE, || async {
+        let source: Value = client.get(format!("{}/source.json", running.admin)).send().await.ok()?.json().await.ok()?;
+        (source["source"]["doctor"]["at"].is_string() && source["slots"]["slots"].is_array()).then_some(source)
+    })
+    .await;
+    let page = client.get(format!("{}/source", running.admin)).send().await.expect("answers").text().await.expect("text");
+    let findings = looked["source"]["doctor"]["findings"].as_array().expect("a list");
+    for finding in findings {
+        let id = finding["id"].as_str().expect("an id");
+        assert!(page.contains(&format!("href=\"/explain?code={id}\"")), "{id} has its page");
+        let explained = client.get(format!("{}/explain?code={id}", running.admin)).send().await.expect("answers");
+        assert!(explained.text().await.expect("text").contains("What helps"), "{id}");
+    }
+    println!("the doctor's findings on the page: {:?}", findings.iter().map(|f| &f["id"]).collect::<Vec<_>>());
+    let ours = looked["slots"]["slots"].as_array().expect("a list").iter().find(|slot| slot["ours"] == true).expect("our slot");
+    assert!(ours["active_pid"].is_i64() && ours["wal_status"] == "reserved" && ours["catalog_xmin_age"].is_i64(), "{ours}");
+    assert!(page.contains("All slots of the server, worst first") && page.contains("(this pipeline's)"));
     let post = async |path: &str, body: Value| -> Value {
         let answer = client.post(format!("{}{path}", running.admin)).json(&body).send().await.expect("answers");
         assert!(answer.status().is_success(), "{path}: {}", answer.text().await.expect("text"));

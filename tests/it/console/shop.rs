@@ -1,6 +1,7 @@
 //! A process that delivers, with a journal that the test writes itself and a target that refuses what it is told to: no server is needed for that.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -43,12 +44,19 @@ pub(super) fn row(id: u64, name: &str) -> Change {
     Change { op: Op::Insert, table: "a", key: json!({"id": id}).to_string(), after: Some(json!({"id": id, "name": name}).to_string()) }
 }
 
+/// How long the target takes for a name that begins with `slow`.
+const SLOW: Duration = Duration::from_millis(300);
+
 /// A target that takes everything but names with a sign of lesser, and says so in words that are no better.
 async fn target() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let url = format!("http://{}/v1", listener.local_addr().expect("bound"));
     let answer = async |body: axum::Json<Value>| {
-        let refused = body.0["name"].as_str().is_some_and(|name| name.contains('<'));
+        let name = body.0["name"].as_str().unwrap_or_default();
+        if name.starts_with("slow") {
+            tokio::time::sleep(SLOW).await;
+        }
+        let refused = name.contains('<');
         match refused {
             true => (StatusCode::UNPROCESSABLE_ENTITY, axum::Json(json!({"error": "<script>alert(3)</script>\u{202e}"}))).into_response(),
             false => StatusCode::OK.into_response(),
@@ -123,6 +131,14 @@ impl Shop {
     /// The audit, newest first.
     pub(super) async fn audit(&self, who: &str) -> Vec<Value> {
         self.json("/api/audit", who).await["audit"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// So many events for which the target takes its time.
+    pub(super) async fn backlog(&mut self, events: u64) {
+        for first in (0..events).step_by(250) {
+            let changes: Vec<Change> = (first..(first + 250).min(events)).map(|id| row(id, "slow")).collect();
+            self.capture.commit(0, &changes).await;
+        }
     }
 
     /// Waits for so many open dead letters.

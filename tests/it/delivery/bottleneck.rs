@@ -49,6 +49,7 @@ impl Looking {
             delivery: Some(running.stats.clone()),
             connectors: Vec::new(),
             canary: None,
+            peak: None,
             control,
         });
         let following = tokio::spawn(async move { drop(following.await) });

@@ -1,4 +1,5 @@
-//! What was measured since the process began, as lines over time: of the last hour every ten seconds, of the last day every four minutes.
+//! What was measured since the process began, as lines over time: of the last hour every ten seconds, of the last day every four minutes, of the last week
+//! every half an hour.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -11,6 +12,8 @@ const POINTS: usize = 360;
 pub(super) const STEP: u64 = 10;
 /// Points of the hour that make one of the day.
 const OF_DAY: u64 = 24;
+/// Points of the hour that make one of the week.
+const OF_WEEK: u64 = 180;
 /// Lines that are kept: of each connector one, and a few.
 const LINES_MAX: usize = 600;
 
@@ -18,8 +21,9 @@ const LINES_MAX: usize = 600;
 struct Line {
     hour: VecDeque<Option<f64>>,
     day: VecDeque<Option<f64>>,
-    /// The highest since the day's last point: what stood out has to be seen in the day too.
-    highest: Option<f64>,
+    week: VecDeque<Option<f64>>,
+    /// The highest since the last point of the day, and of the week: what stood out has to be seen there too.
+    highest: [Option<f64>; 2],
 }
 
 fn push(line: &mut VecDeque<Option<f64>>, value: Option<f64>) {
@@ -55,17 +59,21 @@ impl History {
         }
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.0 += 1;
-        let whole = lines.0.is_multiple_of(OF_DAY);
+        let taken = lines.0;
         for (name, value) in points.into_iter().take(LINES_MAX) {
             let line = lines.1.entry(name).or_default();
             push(&mut line.hour, value);
-            line.highest = match (line.highest, value) {
-                (Some(a), Some(b)) => Some(a.max(b)),
-                (a, b) => a.or(b),
-            };
-            if whole {
-                let highest = line.highest.take();
-                push(&mut line.day, highest);
+            for highest in &mut line.highest {
+                *highest = match (*highest, value) {
+                    (Some(a), Some(b)) => Some(a.max(b)),
+                    (a, b) => a.or(b),
+                };
+            }
+            let Line { day, week, highest, .. } = line;
+            for ((longer, of), highest) in [(day, OF_DAY), (week, OF_WEEK)].into_iter().zip(highest) {
+                if taken.is_multiple_of(of) {
+                    push(longer, highest.take());
+                }
             }
         }
     }
@@ -76,19 +84,17 @@ impl History {
         lines.1.get(name).map(|line| whole(&line.hour)).unwrap_or_default()
     }
 
+    /// The last week of a line, of each half an hour the highest; nothing before there is more than a day has.
+    pub(super) fn week(&self, name: &str) -> Vec<Option<f64>> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.1.get(name).filter(|line| line.week.len() >= 48).map(|line| whole(&line.week)).unwrap_or_default()
+    }
+
     /// The last day of a line, of each four minutes the highest.
     pub(super) fn day(&self, name: &str) -> Vec<Option<f64>> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         lines.1.get(name).filter(|line| line.day.len() > 1).map(|line| whole(&line.day)).unwrap_or_default()
     }
-}
-
-/// The value below which this part of the known ones lies.
-pub(super) fn quantile(values: &[Option<f64>], part: f64) -> Option<f64> {
-    let mut known: Vec<f64> = values.iter().flatten().copied().filter(|v| v.is_finite()).collect();
-    known.sort_by(f64::total_cmp);
-    let at = ((known.len() as f64 * part).ceil() as usize).saturating_sub(1);
-    known.get(at).copied()
 }
 
 #[cfg(test)]
@@ -109,11 +115,7 @@ mod tests {
         assert_eq!((history.hour("lag crm").len(), history.day("lag crm").len()), (POINTS, POINTS));
         assert_eq!(history.hour("events").last(), Some(&None), "not known is not zero");
         assert!(history.hour("no").is_empty());
-    }
-
-    #[test]
-    fn quantiles_are_of_what_is_known() {
-        let values: Vec<Option<f64>> = (1..=100).map(|n| Some(f64::from(n))).chain([None]).collect();
-        assert_eq!((quantile(&values, 0.5), quantile(&values, 0.95), quantile(&[None], 0.5)), (Some(50.0), Some(95.0), None));
+        let week = history.week("lag crm");
+        assert_eq!((week.len(), week.iter().flatten().count()), (POINTS, (POINTS + 2) * 24 / 180));
     }
 }

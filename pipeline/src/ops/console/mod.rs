@@ -5,9 +5,13 @@
 //! nobody's typing is disturbed. Nothing here decides anything: what is shown comes from `status`, the desk and the journal.
 
 mod act;
+mod ages;
 mod assets;
+mod chart;
 mod history;
 mod live;
+mod markdown;
+mod marks;
 mod pages;
 mod parts;
 mod shell;
@@ -37,6 +41,8 @@ use pages::Page;
 #[derive(Debug, Default)]
 pub(crate) struct Console {
     history: history::History,
+    ages: ages::Ages,
+    files: marks::Files,
     live: live::Streams,
 }
 
@@ -50,6 +56,13 @@ pub(crate) async fn remember(admin: Arc<Admin>) {
     loop {
         tick.tick().await;
         admin.console.history.take(&status::document(&admin.observer));
+        let now = crate::control::now_ms();
+        for stats in admin.observer.observed.delivery.iter().flat_map(|delivery| delivery.connectors()) {
+            admin.console.ages.take(stats.name(), now, &stats.end_to_end.read());
+        }
+        if let Some(applier) = &admin.applier {
+            admin.console.files.look(&applier.running());
+        }
     }
 }
 
@@ -222,7 +235,8 @@ fn distrust(document: &mut Value, age: Duration, follows: bool, now_ms: i64) {
         let why = "the control journal is not followed any more: checkpoints and dead letters are as they were";
         document["connectors"].as_array_mut().into_iter().flatten().for_each(|connector| unknown(connector, why.to_owned()));
     }
-    let slot = &mut document["source"]["slot"];
+    // A process that does not capture has no source, and gets none by being asked for its slot.
+    let Some(slot) = document["source"].get_mut("slot") else { return };
     let seen = slot["at"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok()).map(|at| at.as_millisecond());
     if let Some(seen) = seen
         && now_ms - seen > i64::try_from(STALE_AFTER.as_millis()).unwrap_or(i64::MAX)
@@ -284,6 +298,9 @@ mod tests {
         let blind = after("2026-11-22T09:59:00Z", 1, true);
         assert_eq!((&blind["source"]["state"], &blind["source"]["slot"]["seconds_to_ceiling"]), (&json!("unknown"), &Value::Null));
         assert_eq!(blind["connectors"][0]["state"], "healthy");
+        let mut elsewhere = json!({"source": null, "connectors": []});
+        distrust(&mut elsewhere, Duration::from_secs(1), true, now);
+        assert!(elsewhere["source"].is_null());
     }
 
     #[test]

@@ -39,7 +39,12 @@ pub(super) fn icons() -> Markup {
 /// A state: icon, word, colour.
 pub(super) fn state(value: &Value) -> Markup {
     let word = value.as_str().unwrap_or("unknown");
-    let icon = icon(word);
+    named(word, word)
+}
+
+/// A state by another name, as a server has it.
+pub(super) fn named(state: &str, word: &str) -> Markup {
+    let icon = icon(state);
     html! {
         span class=(format!("state s-{icon}")) data-state {
             (PreEscaped(format!("<svg class=\"icon\" aria-hidden=\"true\"><use href=\"#i-{icon}\"/></svg>")))
@@ -83,19 +88,19 @@ pub(super) fn bar(ratio: f64, limit: bool, label: &str) -> Markup {
     }
 }
 
-/// A gauge of 0 to 1 with marks where it warns and where somebody is called.
-pub(super) fn gauge(ratio: f64, marks: [f64; 2], label: &str) -> Markup {
+/// A gauge of 0 to 1 with marks: where it warns, where somebody is called, and what else matters.
+pub(super) fn gauge(ratio: f64, marks: &[f64], label: &str) -> Markup {
     let at = |ratio: f64| (ratio.clamp(0.0, 1.0) * 600.0).round() as u32;
-    let class = match ratio {
-        r if r >= marks[1] => "gauge page",
-        r if r >= marks[0] => "gauge warn",
-        _ => "gauge",
+    let class = match marks.iter().filter(|mark| ratio >= **mark).count() {
+        0 => "gauge",
+        1 => "gauge warn",
+        _ => "gauge page",
     };
     html! {
         svg class=(class) viewBox="0 0 600 22" preserveAspectRatio="none" role="img" aria-label=(label) {
             rect.rail y="4" width="600" height="14" rx="3" {}
             rect.fill y="4" width=(at(ratio)) height="14" rx="3" {}
-            @for mark in marks { line.mark x1=(at(mark)) x2=(at(mark)) y1="0" y2="22" {} }
+            @for mark in marks { line.mark x1=(at(*mark)) x2=(at(*mark)) y1="0" y2="22" {} }
         }
     }
 }

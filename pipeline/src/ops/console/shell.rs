@@ -48,7 +48,7 @@ fn around(admin: &Admin, caller: Option<&Caller>, title: &str, here: Option<Page
                 }
                 @if caller.is_some() {
                     nav aria-label="Pages" { ul {
-                        @for page in Page::ALL.iter().filter(|page| page.is_listed()) {
+                        @for page in Page::ALL {
                             li { a href=(page.path()) aria-current=[(Some(*page) == here).then_some("page")] { (page.title()) } }
                         }
                     } }

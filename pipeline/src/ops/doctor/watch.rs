@@ -13,9 +13,13 @@ use crate::capture::CaptureError;
 use crate::capture::catalog::Catalog;
 use crate::config;
 use crate::control::now_ms;
+use crate::ops::slots::{self, Slots};
 
-/// How often it looks. Settings, keys and roles change by hand; what needs minutes to hurt needs no look every second.
-const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// How often it looks at the slots, ours and other people's: what somebody else's keeps fills the same disk.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// Every so many looks it examines the rest: each five minutes. Settings, keys and roles change by hand; what needs minutes to hurt needs no look every second.
+const REPORT_EVERY: u32 = 10;
 
 /// Told sooner by capture's watch and by coverage.
 const TOLD_ELSEWHERE: [&str; 10] = [
@@ -33,25 +37,34 @@ const TOLD_ELSEWHERE: [&str; 10] = [
 
 /// What the last look found.
 #[derive(Debug, Default)]
-pub struct Watched(Mutex<Option<(i64, Report)>>);
+pub struct Watched {
+    report: Mutex<Option<(i64, Report)>>,
+    slots: Mutex<Option<(i64, Slots)>>,
+}
 
 impl Watched {
     /// When it looked last (milliseconds since the Unix epoch), and what is to be mended, worst first.
     #[must_use]
     pub fn findings(&self) -> Option<(i64, Vec<Finding>)> {
-        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.report.lock().unwrap_or_else(PoisonError::into_inner);
         seen.as_ref().map(|(at, report)| (*at, bad(report).cloned().collect()))
     }
 
     /// The whole report of the last look.
     #[must_use]
     pub fn report(&self) -> Option<(i64, Report)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// When the server's slots were looked at last (milliseconds since the Unix epoch), and all of them.
+    #[must_use]
+    pub fn slots(&self) -> Option<(i64, Slots)> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Keeps what was found, and logs what is new and what is over.
     fn tell(&self, report: Report) {
-        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace((now_ms(), report.clone()));
+        let before = self.report.lock().unwrap_or_else(PoisonError::into_inner).replace((now_ms(), report.clone()));
         let before = before.map(|(_, report)| report).unwrap_or_default();
         // Numbers in a text change with every look; that it is there is news once.
         let known = |report: &Report, finding: &Finding| bad(report).any(|f| f.id == finding.id && f.severity == finding.severity);
@@ -79,12 +92,24 @@ async fn look(source: &config::Source, pipeline: &str) -> Result<Report, Capture
     Ok(Report { subject: format!("source {}", source.name), findings, unchecked: rules::unchecked(&facts) })
 }
 
+/// All slots, by a connection that is closed again.
+async fn look_at_slots(source: &config::Source, pipeline: &str) -> Result<Slots, CaptureError> {
+    let catalog = Catalog::connect(source, pipeline, "doctor").await?;
+    slots::look(source, &catalog, Duration::ZERO).await
+}
+
 /// Looks until it is stopped; a server that is away is asked again at the next turn, and capture says what it waits for.
 pub async fn watch(source: config::Source, pipeline: String, watched: Arc<Watched>, stop: CancellationToken) {
-    loop {
-        match look(&source, &pipeline).await {
-            Ok(report) => watched.tell(report),
-            Err(error) => tracing::debug!(%error, "the source was not examined"),
+    for turn in 0_u32.. {
+        if turn.is_multiple_of(REPORT_EVERY) {
+            match look(&source, &pipeline).await {
+                Ok(report) => watched.tell(report),
+                Err(error) => tracing::debug!(%error, "the source was not examined"),
+            }
+        }
+        match look_at_slots(&source, &pipeline).await {
+            Ok(slots) => *watched.slots.lock().unwrap_or_else(PoisonError::into_inner) = Some((now_ms(), slots)),
+            Err(error) => tracing::debug!(%error, "the server's slots were not looked at"),
         }
         tokio::select! {
             () = stop.cancelled() => return,

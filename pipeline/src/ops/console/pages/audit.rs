@@ -21,8 +21,10 @@ pub(super) fn view(admin: &Admin) -> Result<View, Failure> {
         @if records.is_empty() { (parts::none("Nothing has been decided yet.")) }
         @else { (parts::table("Decisions, newest first", &["When", "Who", "What", "Why"], &[], rows.collect())) }
     };
-    let headline =
-        format!("{} decisions are at hand; older ones stay in the control journal until its retention drops them.", records.len());
+    let headline = format!(
+        "{} at hand; older ones stay in the control journal until its retention drops them.",
+        text::many(records.len() as u64, "decision is", "decisions are")
+    );
     let still = nothing();
     let live = html! { (live) p.dim { (headline) } };
     Ok(View { headline, live, still, document })

@@ -53,7 +53,7 @@ fn under_way(job: &Value) -> Markup {
     let ratio = job["ratio"].as_f64();
     html! {
         section.panel { h2 { (name(job)) } (parts::state(&job["state"]))
-            @if let Some(ratio) = ratio { (parts::gauge(ratio, [2.0, 2.0], &format!("{} done", text::percent(ratio)))) }
+            @if let Some(ratio) = ratio { (parts::gauge(ratio, &[], &format!("{} done", text::percent(ratio)))) }
             dl.facts {
                 (parts::fact("done", html! { (ratio.map_or_else(|| "–".to_owned(), text::percent)) }))
                 (parts::fact("rows", html! { (text::count(&job["rows"])) }))
@@ -66,7 +66,33 @@ fn under_way(job: &Value) -> Markup {
                 @if let Some(why) = progress[key].as_str() { p.why { (word) (text::inert(why, 300)) } }
             }
             @if let Some(why) = job["why"].as_str() { p.why { (parts::code(&job["code"])) " " (text::inert(why, 300)) } }
+            (heat(progress))
             (tables(progress))
+        }
+    }
+}
+
+/// The newest chunks, each as dark as it was quick: what slows a backfill shows as a light stretch.
+fn heat(progress: &Value) -> Markup {
+    let chunks: Vec<f64> = progress["newest_chunks"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|chunk| Some(chunk["rows"].as_f64()? / chunk["seconds"].as_f64()?.max(0.001)))
+        .collect();
+    let (slowest, quickest) = chunks.iter().fold((f64::INFINITY, 0.0_f64), |(a, b), rate| (a.min(*rate), b.max(*rate)));
+    let label =
+        format!("Newest {} chunks: the slowest {}/s, the quickest {}/s rows", chunks.len(), text::short(slowest), text::short(quickest));
+    html! {
+        @if chunks.len() > 1 {
+            figure.heat {
+                svg viewBox=(format!("0 0 {} 16", 64 * 8)) preserveAspectRatio="none" role="img" aria-label=(label) {
+                    @for (i, rate) in chunks.iter().enumerate() {
+                        rect class=(format!("h{}", (rate / quickest.max(0.001) * 4.0).round() as u32)) x=(i * 8) width="7" height="16" { title { (text::short(*rate)) " rows/s" } }
+                    }
+                }
+                figcaption { (label) }
+            }
         }
     }
 }
@@ -100,11 +126,12 @@ fn past(jobs: &[Value]) -> Markup {
             html! { (text::count(&job["rows"])) },
             parts::time(&job["started_at_ms"]),
             parts::time(&job["finished_at_ms"]),
+            html! { (job["finished_at_ms"].as_i64().zip(job["started_at_ms"].as_i64()).map_or_else(|| "–".to_owned(), |(to, from)| text::span((to - from) as f64 / 1e3))) },
             parts::cell(&job["by"]),
         ]
     });
     let rows: Vec<_> = rows.take(100).collect();
-    html! { @if !rows.is_empty() { (parts::table("Over", &["Backfill", "State", "Rows", "Began", "Ended", "Asked for by"], &[2], rows)) } }
+    html! { @if !rows.is_empty() { (parts::table("Over", &["Backfill", "State", "Rows", "Began", "Ended", "Took", "Asked for by"], &[2, 5], rows)) } }
 }
 
 fn deeds(caller: &Caller, job: &Value) -> Markup {

@@ -7,7 +7,7 @@ use super::super::super::admin::Admin;
 use super::super::super::admin::access::Caller;
 use super::super::parts::Deed;
 use super::super::{Fields, View, link, parts, text, trusted};
-use super::given;
+use super::{given, runs_by};
 use crate::config::Role;
 use crate::delivery::Answer;
 
@@ -83,6 +83,7 @@ fn one(admin: &Admin, caller: &Caller, connector: &Value, status: &Value) -> Vie
                     (parts::fact("drains in", html! { (text::seconds(&figures["drain_seconds"])) }))
                     (parts::fact("commit to effect, p95", html! { (text::seconds(&figures["end_to_end_p95_seconds"])) }))
                     (parts::fact("processes", html! { (text::count(&figures["replicas"])) }))
+                    @if let Some(running) = &running { (parts::fact("a repeat", html! { (runs_by::repeats(running.idempotency)) })) }
                 }
                 (parts::line(&admin.console.history.hour(&format!("rate {name}")), "settled, last hour", |n| format!("{}/s", text::short(n))))
             }
@@ -110,6 +111,9 @@ fn one(admin: &Admin, caller: &Caller, connector: &Value, status: &Value) -> Vie
         (partitions(connector))
     };
     let still = html! {
+        @if let Some(before) = running.as_ref().and_then(|running| running.before.as_ref()) {
+            details id="before" { summary { "What it ran by before (" (before.hash) "), by lines" } (runs_by::difference(&before.lines)) }
+        }
         @if let Some(running) = &running {
             details id="file" { summary { "The file that it runs by (" (running.hash) ")" } pre { code { (text::inert_lines(&running.text, 20_000)) } } }
         }

@@ -1,17 +1,23 @@
 //! What is not as it should be, in words, and what helps.
 
-use maud::html;
+use maud::{Markup, html};
 use serde_json::{Value, json};
 
 use super::super::super::admin::Admin;
 use super::super::{View, link, nothing, parts, text, trusted};
 use super::map;
 use crate::ops::codes;
+use crate::ops::incident::{self, Incident, Known, Stage};
+use crate::ops::troubles::Trouble;
 
 pub(super) fn view(admin: &Admin) -> View {
     let status = trusted(admin);
     let troubles = troubles(&status);
-    let document = json!({"troubles": troubles, "bottleneck": status["bottleneck"]});
+    let mut over = admin.observer.troubles();
+    over.retain(|trouble| trouble.until_ms.is_some());
+    over.reverse();
+    let message = (!troubles.is_empty()).then(|| message(admin, &status));
+    let document = json!({"troubles": troubles, "over": over, "bottleneck": status["bottleneck"], "message": message});
     let live = html! {
         @if let Some(bottleneck) = status.get("bottleneck") { (map::verdict(&json!({"bottleneck": bottleneck}))) }
         @if troubles.is_empty() { (parts::none("Nothing is wrong that this process can see.")) }
@@ -26,12 +32,54 @@ pub(super) fn view(admin: &Admin) -> View {
                 @if let Some(where_to) = trouble["page"].as_str() { p { a href=(where_to) { "Look at it" } } }
             }
         }
+        @if let Some(message) = &message { (to_copy(message)) }
+        (past(&over))
     };
     let headline = match troubles.len() {
         0 => "Nothing is wrong that this process can see.".to_owned(),
         n => text::many(n as u64, "thing is not as it should be.", "things are not as they should be."),
     };
     View { document, headline, live, still: nothing() }
+}
+
+/// The first message about it, filled from the status; a person reads it before it goes anywhere.
+fn message(admin: &Admin, status: &Value) -> Incident {
+    let observed = &admin.observer.observed;
+    let known = Known {
+        pipeline: &observed.pipeline,
+        status: Ok(status),
+        dead_letters: Vec::new(),
+        retention: observed.retention.age,
+        zone: observed.peak.as_ref().map_or(jiff::tz::TimeZone::UTC, |peak| peak.zone().clone()),
+        at: jiff::Timestamp::now(),
+    };
+    incident::template(&known, None, Stage::Investigating)
+}
+
+fn to_copy(message: &Incident) -> Markup {
+    html! {
+        details id="message" { summary { "The first message, to copy" }
+            p.dim { "Severity " (u8::from(message.severity)) " is proposed; gaps are for a person to fill. The same: " (parts::command("tillstream incident template")) }
+            h3 { "For those who are affected" } pre.page { (text::inert_lines(&message.public, 4_000)) }
+            h3 { "For those who work on it" } pre.page { (text::inert_lines(&message.internal, 8_000)) }
+        }
+    }
+}
+
+/// What is over.
+fn past(over: &[Trouble]) -> Markup {
+    let rows = over.iter().take(100).map(|trouble| {
+        let lasted = trouble.until_ms.map_or(0, |until| until - trouble.since_ms);
+        vec![
+            parts::time(&Value::from(trouble.since_ms)),
+            html! { (text::span(lasted as f64 / 1e3)) },
+            html! { (text::inert(&trouble.of, 80)) },
+            parts::state(&json!(trouble.state)),
+            html! { (text::inert(&trouble.why, 300)) },
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    html! { @if !rows.is_empty() { (parts::table("Over, since this process began, newest first", &["When", "For", "Of", "State", "Why"], &[1], rows)) } }
 }
 
 /// What is not as it should be, worst first.
@@ -66,6 +114,11 @@ fn troubles(status: &Value) -> Vec<Value> {
     for gap in status["source"]["coverage"].as_array().into_iter().flatten().filter(|gap| gap["loses"] == true) {
         let text = |key: &str| gap[key].as_str().unwrap_or_default();
         found.push(of_code(text("of"), text("code"), "degraded", text("what"), "/source".to_owned(), gap["fix"].as_str()));
+    }
+    // What should be mended some day stands on the source's page.
+    for finding in status["source"]["doctor"]["findings"].as_array().into_iter().flatten().filter(|f| f["severity"] == "fail") {
+        let text = |key: &str| finding[key].as_str().unwrap_or_default();
+        found.push(of_code("source, says the doctor", text("id"), "degraded", text("what"), "/source".to_owned(), finding["fix"].as_str()));
     }
     for connector in status["connectors"].as_array().into_iter().flatten() {
         let (name, letters) = (connector["name"].as_str().unwrap_or_default(), connector["dead_letters"].as_u64().unwrap_or(0));

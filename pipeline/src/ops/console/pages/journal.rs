@@ -42,6 +42,8 @@ pub(super) fn view(admin: &Admin) -> View {
                     "owner": owners.get(&(name.clone(), number)),
                     "retention_seconds": figures["retention_seconds"],
                     "lag_seconds": figures["lag_seconds"],
+                    "lanes_busy": figures["lanes_busy"],
+                    "busiest_lane": figures["busiest_lane"],
                 })
             })
             .collect();
@@ -95,12 +97,39 @@ fn table(partitions: &[Value]) -> Markup {
                 html! { @if c["retention_seconds"].is_number() { (text::seconds(&c["retention_seconds"])) } @else { "–" } },
                 parts::time(&c["checkpoint_at"]),
                 parts::cell(&c["owner"]),
+                skew(c),
             ]);
         }
         if !any {
-            rows.push(vec![number, last, html! { "–" }, html! { "–" }, html! { "–" }, html! { "–" }, html! { "–" }, html! { "–" }]);
+            let none = std::iter::repeat_n(html! { "–" }, 7);
+            rows.push([number, last].into_iter().chain(none).collect());
         }
     }
-    let heads = ["Partition", "Last offset", "Connector", "Settled below", "Behind", "Lost to retention in", "Checkpoint", "Delivered by"];
-    parts::table("Partitions and where connectors stand", &heads, &[0, 1, 3, 4, 5], rows)
+    let heads = [
+        "Partition",
+        "Last offset",
+        "Connector",
+        "Settled below",
+        "Behind",
+        "Lost to retention in",
+        "Checkpoint",
+        "Delivered by",
+        "Busiest lane",
+    ];
+    html! {
+        (parts::table("Partitions and where connectors stand", &heads, &[0, 1, 3, 4, 5, 8], rows))
+        p.dim { "Busiest lane: how much of the time it is in calls, and the mean of all lanes of the partition. Rows of one key always go through one lane: one that is far "
+            "above the mean carries a hot row, and more lanes do not help it." }
+    }
+}
+
+/// How unevenly keys load the lanes; nothing while they rest, or another process has the partition.
+fn skew(c: &Value) -> Markup {
+    let (busiest, mean) = (c["busiest_lane"].as_f64().unwrap_or(0.0), c["lanes_busy"].as_f64().unwrap_or(0.0));
+    let uneven = busiest > 0.6 && busiest > 3.0 * mean;
+    html! {
+        @if busiest < 0.005 { span.dim { "–" } } @else {
+            (text::percent(busiest)) " " span.dim { "of " (text::percent(mean)) } @if uneven { " " (parts::named("degraded", "uneven")) }
+        }
+    }
 }

@@ -168,7 +168,7 @@ fn map(status: &Value) -> Markup {
                             (parts::fact("room lasts", html! { (ceiling(slot)) }))
                         }
                         @if let Some((kept, ceiling)) = kept {
-                            (parts::gauge(kept / ceiling, [0.25, 0.6], &format!("{} of what may be kept", text::percent(kept / ceiling))))
+                            (parts::gauge(kept / ceiling, &[0.25, 0.6, 0.9], &format!("{} of what may be kept", text::percent(kept / ceiling))))
                         }
                     }
                     (pipe(&source["events_per_second"], "events"))

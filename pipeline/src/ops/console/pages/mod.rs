@@ -10,6 +10,8 @@ mod journal;
 mod letters;
 mod map;
 mod rows;
+mod runs_by;
+mod slots;
 mod source;
 mod tail;
 
@@ -92,7 +94,7 @@ impl Page {
             Page::Backfills => "Backfills",
             Page::Audit => "Audit",
             Page::Incidents => "Incidents",
-            Page::Explain => "Error codes",
+            Page::Explain => "Runbooks",
         }
     }
 
@@ -112,13 +114,10 @@ impl Page {
             Page::Backfills => "Tables that are read beside the stream: how far, how fast, and what slows them.",
             Page::Audit => "Who decided what, and why. Kept in the control journal, whoever asked and however.",
             Page::Incidents => "What is not as it should be now, in words, and what helps.",
-            Page::Explain => "What a code means, what it does to the data, and how to mend it.",
+            Page::Explain => {
+                "What to do about an alert or an error code, by whom and in what order. Carried by the program: no network is needed."
+            }
         }
-    }
-
-    /// Whether it stands in the list.
-    pub(super) fn is_listed(self) -> bool {
-        self != Page::Explain
     }
 
     /// Whether what is asked stands before what is shown.
@@ -139,7 +138,7 @@ impl Page {
     pub(super) async fn view(self, admin: &Admin, caller: &Caller, fields: &Fields) -> Result<View, Failure> {
         match self {
             Page::Map => Ok(map::view(admin)),
-            Page::Freshness => Ok(freshness::view(admin)),
+            Page::Freshness => Ok(freshness::view(admin, fields)),
             Page::Source => Ok(source::view(admin)),
             Page::Journal => Ok(journal::view(admin)),
             Page::Connectors => Ok(connectors::view(admin, caller, fields)),

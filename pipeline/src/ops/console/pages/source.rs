@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::super::super::admin::Admin;
 use super::super::{View, nothing, parts, text, trusted};
 use super::map::ceiling;
+use super::slots;
 
 pub(super) fn view(admin: &Admin) -> View {
     let status = trusted(admin);
@@ -15,7 +16,15 @@ pub(super) fn view(admin: &Admin) -> View {
         return View { document: json!({"source": null}), headline: "This process does not capture.".to_owned(), live, still: nothing() };
     }
     let (slot, history) = (&source["slot"], &admin.console.history);
-    let document = json!({"source": source, "initial_load": status["initial_load"], "hour": {"retained_wal_bytes": history.hour("retained"), "wal_bytes_per_second": history.hour("wal")}});
+    let all = slots::document(admin);
+    let document = json!({
+        "source": source,
+        "initial_load": status["initial_load"],
+        "slots": all,
+        "hour": {"retained_wal_bytes": history.hour("retained"), "wal_bytes_per_second": history.hour("wal")},
+        "day": {"retained_wal_bytes": history.day("retained"), "wal_bytes_per_second": history.day("wal")},
+        "week": {"retained_wal_bytes": history.week("retained"), "wal_bytes_per_second": history.week("wal")},
+    });
     let bytes = |n: f64| crate::config::units::show_size(n as u64);
     let live = html! {
         (clock(source))
@@ -35,9 +44,6 @@ pub(super) fn view(admin: &Admin) -> View {
                     p.why { (text::inert(source["last_error"]["message"].as_str().unwrap_or_default(), 400)) }
                 }
             }
-            (ladder(source))
-            section.panel { h2 { "WAL kept, last hour" } (parts::line(&history.hour("retained"), "WAL kept", bytes))
-                h2 { "WAL written by the whole server, last hour" } (parts::line(&history.hour("wal"), "written a second", bytes)) }
             section.panel { h2 { "Slot" }
                 @if slot.is_null() { (parts::none("The server has not shown it yet.")) } @else {
                     dl.facts {
@@ -49,10 +55,16 @@ pub(super) fn view(admin: &Admin) -> View {
                         (parts::fact("sent before commit", html! { (text::size(&slot["decoding"]["stream_bytes"])) }))
                     }
                 }
-                p.dim { "More of it: " (parts::command("tillstream doctor")) }
             }
+            (ladder(source))
         }
+        div.grid {
+            section.panel { h2 { "WAL kept for the slot" } (over_time(&document, "retained_wal_bytes", "kept", bytes)) }
+            section.panel { h2 { "WAL written by the whole server" } (over_time(&document, "wal_bytes_per_second", "written a second", bytes)) }
+        }
+        (findings(source))
         (gaps(source))
+        (slots::table(&document["slots"]))
     };
     let headline = format!("{} of WAL are kept for the slot; its room lasts {}.", text::size(&source["retained_wal_bytes"]), ceiling(slot));
     View { headline, live, still: nothing(), document }
@@ -67,8 +79,55 @@ fn clock(source: &Value) -> Markup {
         section.panel.clock aria-label="The slot's survival clock" {
             p.big { (ceiling(slot)) }
             p { "until the room for WAL is used up, if nothing is released and the server goes on writing " (text::size(&slot["wal_bytes_per_second"].as_f64().map(|n| n.max(0.0) as u64).into())) "/s." }
-            (parts::gauge(ratio, [0.25, 0.6], &format!("{} of {} kept", text::size(&source["retained_wal_bytes"]), text::size(&slot["ceiling_bytes"]))))
+            (parts::gauge(ratio, &[0.25, 0.6, 0.9], &format!("{} of {} kept", text::size(&source["retained_wal_bytes"]), text::size(&slot["ceiling_bytes"]))))
             p.dim { (text::size(&source["retained_wal_bytes"])) " of " (text::size(&slot["ceiling_bytes"])) " kept (" (text::percent(ratio)) "); warned of at 25 %, a person is called at 60 %, at 90 % what is held back is given up." }
+        }
+    }
+}
+
+/// The last hour, and what is known of the day and the week.
+fn over_time(document: &Value, key: &str, what: &str, unit: impl Fn(f64) -> String + Copy) -> Markup {
+    html! {
+        @for (window, title) in [("hour", "Last hour"), ("day", "Last day, of each four minutes the highest"), ("week", "Last week, of each half an hour the highest")] {
+            @let line: Vec<Option<f64>> = document[window][key].as_array().into_iter().flatten().map(Value::as_f64).collect();
+            @if !line.is_empty() { h3 { (title) } (parts::line(&line, what, unit)) }
+        }
+    }
+}
+
+/// What the doctor found at its last look.
+fn findings(source: &Value) -> Markup {
+    let doctor = &source["doctor"];
+    let empty = Vec::new();
+    let found = doctor["findings"].as_array().unwrap_or(&empty);
+    html! {
+        section.panel { h2 { "What the doctor says" }
+            p.dim {
+                @if doctor["at"].is_string() { "Looked at " (parts::time(&doctor["at"])) ", again every five minutes. " }
+                @else { "It has not looked yet. " }
+                "All checks, those of journal and targets too: " (parts::command("tillstream doctor"))
+            }
+            @if found.is_empty() && doctor["at"].is_string() { p { (parts::state(&Value::from("healthy"))) " Nothing at the source has to be mended." } }
+            @for finding in found { (one(finding)) }
+        }
+    }
+}
+
+fn one(finding: &Value) -> Markup {
+    let text = |key: &str| text::inert(finding[key].as_str().unwrap_or_default(), 600);
+    let grave = finding["severity"] == "fail";
+    let needs = match finding["needs"].as_str() {
+        Some("reload") => " (a reload)",
+        Some("restart") => " (a restart of PostgreSQL)",
+        _ => "",
+    };
+    html! {
+        div.finding {
+            p { (if grave { parts::named("failed", "fails") } else { parts::named("degraded", "warning") }) " " (parts::code(&finding["id"])) }
+            p.what { (text("what")) }
+            @if finding["impact"].is_string() { p { (text("impact")) } }
+            @if finding["fix"].is_string() { p { strong { "What helps" (needs) ": " } (text("fix")) } }
+            @if finding["evidence"].is_string() { p.dim { "See for yourself: " (parts::command(&text("evidence"))) } }
         }
     }
 }
