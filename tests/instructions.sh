@@ -25,9 +25,15 @@ paths=(
     "it bench::instructions::map map"
     "it bench::instructions::settle settle"
 )
-binary() { find "$target/release/deps" -maxdepth 1 -type f -executable -name "$1-*" -printf '%T@ %p\n' | sort -rn | cut -d' ' -f2 | while read -r file; do
-    if "$file" --list 2>/dev/null | grep -q "^$2: test$"; then printf '%s\n' "$file"; break; fi
-done; }
+# The youngest binary of this name that has the test.
+binary() {
+    local file files list
+    mapfile -t files < <(find "$target/release/deps" -maxdepth 1 -type f -executable -name "$1-*" -printf '%T@ %p\n' | sort -rn | cut -d' ' -f2)
+    for file in "${files[@]}"; do
+        list=$("$file" --list 2>/dev/null || true)
+        if grep -q "^$2: test$" <<<"$list"; then printf '%s\n' "$file"; return; fi
+    done
+}
 count() {
     local file
     file=$(binary "$1" "$2")
