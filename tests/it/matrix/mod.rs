@@ -105,7 +105,9 @@ fn every_test_of_the_table_exists() {
     for name in tests().keys() {
         let (module, function) = name.rsplit_once("::").expect("a path");
         let path = module.replace("::", "/");
-        let file = ["", "/mod"].map(|end| root().join(format!("tests/it/{path}{end}.rs"))).into_iter().find(|f| f.exists());
+        // The benchmarks lie beside the other tests.
+        let places = [format!("it/{path}.rs"), format!("it/{path}/mod.rs"), format!("{path}.rs")];
+        let file = places.map(|place| root().join("tests").join(place)).into_iter().find(|f| f.exists());
         let text = std::fs::read_to_string(file.unwrap_or_else(|| panic!("{name}: no such module"))).expect("readable");
         assert!(text.contains(&format!("fn {function}(")), "{name} does not exist");
     }
