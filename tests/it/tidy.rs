@@ -53,6 +53,7 @@ fn the_top_level_holds_what_it_says() {
         "README.md",
         "ARCHITECTURE.md",
         "CHANGELOG.md",
+        "BENCHMARKS.md",
         "Cargo.lock",
         "LICENSE-APACHE",
         "LICENSE-MIT",
