@@ -49,9 +49,9 @@ install() {
     if [ -n "$candidate" ] && [ "$candidate" != "(none)" ] && new_enough "${candidate#*:}"; then apt_install rabbitmq-server; locate && return 0; fi
     unshare --mount true 2>/dev/null || die "$none: the distribution has ${candidate:-none} and this machine forbids mount namespaces; use --journal local"
     apt_install debootstrap util-linux
-    # The mirror that this host's apt already uses.
+    # The mirror that this host's apt already uses; not every host has both kinds of list.
     local mirror
-    mirror=$( (sed -n 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources; sed -n 's/^deb \(\[[^]]*\] \)\{0,1\}\(http[^ ]*\).*/\2/p' /etc/apt/sources.list) 2>/dev/null | head -1)
+    mirror=$( (sed -n 's/^URIs: *\([^ ]*\).*/\1/p' /etc/apt/sources.list.d/*.sources; sed -n 's/^deb \(\[[^]]*\] \)\{0,1\}\(http[^ ]*\).*/\2/p' /etc/apt/sources.list; true) 2>/dev/null | head -1)
     say "making a Debian 13 root with RabbitMQ in $ROOT (about two minutes, once)"
     mkdir -p "$(dirname "$ROOT")"
     (
