@@ -6,7 +6,7 @@
 #
 #   capture   backlogs into RabbitMQ and into nothing, beside pg_recvlogical, a bare receiver, a bare publisher and Debezium's engine
 #   backfill  two million rows beside COPY of the same table; live events and a busy source beside a backfill
-#   delivery  200,000 events over HTTP, and into PostgreSQL beside COPY and an upsert of the same rows
+#   delivery  200,000 events over HTTP, and a million into PostgreSQL beside COPY and an upsert of the same rows
 #   latency   from COMMIT to the journal and into targets, beside bare receipt and Debezium's engine; from start to the first event
 #   memory    twenty connectors at rest
 #   costs     what an event costs as tables, columns, rows, transactions, partitions and connectors grow

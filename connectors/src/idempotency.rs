@@ -18,17 +18,9 @@ pub fn key<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
 fn base32(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut text = String::with_capacity(bytes.len().div_ceil(5) * 8);
-    let (mut bits, mut held) = (0u32, 0u32);
-    for byte in bytes {
-        bits = (bits << 8 | u32::from(*byte)) & 0xfff;
-        held += 8;
-        while held >= 5 {
-            held -= 5;
-            text.push(char::from(ALPHABET[(bits >> held & 31) as usize]));
-        }
-    }
-    if held > 0 {
-        text.push(char::from(ALPHABET[(bits << (5 - held) & 31) as usize]));
+    for five in bytes.chunks(5) {
+        let held = five.iter().fold(0u64, |held, byte| held << 8 | u64::from(*byte)) << (8 * (5 - five.len()));
+        text.extend((0..(five.len() * 8).div_ceil(5)).map(|n| char::from(ALPHABET[(held >> (35 - 5 * n) & 31) as usize])));
     }
     text
 }

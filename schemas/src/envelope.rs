@@ -7,6 +7,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -116,7 +117,8 @@ struct Field {
 /// A change event, parsed once and shared by every connector.
 #[derive(Clone)]
 pub struct Event {
-    body: Bytes,
+    /// Known to be UTF-8: its pieces are looked at often.
+    body: ByteString,
     id: EventId,
     id_text: Text,
     op: Op,
@@ -150,21 +152,21 @@ impl Event {
         if u32::try_from(body.len()).is_err() {
             return Err(EventError::TooLong);
         }
-        let text = std::str::from_utf8(&body).map_err(|_| EventError::Encoding)?;
-        let mut reader = serde_json::Deserializer::from_str(text);
-        let seed = Envelope { base: text.as_ptr().addr() };
+        let body = ByteString::try_from(body).map_err(|_| EventError::Encoding)?;
+        let mut reader = serde_json::Deserializer::from_str(&body);
+        let seed = Envelope { base: body.as_ptr().addr() };
         let raw = seed.deserialize(&mut reader).and_then(|raw| reader.end().map(|()| raw)).map_err(|e| EventError::Malformed {
             // What serde says may quote the body.
             line: e.line(),
             column: e.column(),
         })?;
-        raw.check(&body)
+        raw.check(body)
     }
 
     /// The whole body, as it stands in the journal.
     #[must_use]
     pub fn body(&self) -> &Bytes {
-        &self.body
+        self.body.as_bytes()
     }
 
     /// The id's text: the same on every replay.
@@ -321,7 +323,7 @@ impl Event {
 
     fn slice(&self, span: Span) -> &str {
         // Spans were cut from this very text; the fallback is never taken.
-        self.body.get(span.start as usize..span.end as usize).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or_default()
+        self.body.get(span.start as usize..span.end as usize).unwrap_or_default()
     }
 
     fn text<'e>(&'e self, text: &'e Text) -> &'e str {
@@ -336,12 +338,7 @@ impl Event {
     }
 
     fn find<'e>(&'e self, fields: Option<&'e Vec<Field>>, name: &str) -> Option<&'e str> {
-        // By bytes: looking at each name as a text would check its encoding again.
-        let is = |text: &Text| match text {
-            Text::At(span) => self.body.get(span.start as usize..span.end as usize) == Some(name.as_bytes()),
-            Text::Owned(text) => **text == *name,
-        };
-        fields?.iter().find(|f| is(&f.name)).map(|f| self.slice(f.value))
+        fields?.iter().find(|f| self.text(&f.name) == name).map(|f| self.slice(f.value))
     }
 }
 
@@ -365,21 +362,19 @@ struct Raw {
 }
 
 impl Raw {
-    fn check(self, body: &Bytes) -> Result<Event, EventError> {
-        fn of<'t>(text: &'t Text, body: &'t [u8]) -> &'t str {
+    fn check(self, body: ByteString) -> Result<Event, EventError> {
+        fn of<'t>(text: &'t Text, body: &'t str) -> &'t str {
             match text {
-                Text::At(span) => {
-                    body.get(span.start as usize..span.end as usize).and_then(|b| std::str::from_utf8(b).ok()).unwrap_or_default()
-                }
+                Text::At(span) => body.get(span.start as usize..span.end as usize).unwrap_or_default(),
                 Text::Owned(text) => text,
             }
         }
         let required = |text: &Option<Text>, field| text.clone().ok_or(EventError::Field(field));
-        let op: Op = of(&required(&self.op, "op")?, body).parse().map_err(|_| EventError::Field("op"))?;
-        let commit_lsn: Lsn = of(&required(&self.commit_lsn, "commit_lsn")?, body).parse().map_err(|_| EventError::Field("commit_lsn"))?;
+        let op: Op = of(&required(&self.op, "op")?, &body).parse().map_err(|_| EventError::Field("op"))?;
+        let commit_lsn: Lsn = of(&required(&self.commit_lsn, "commit_lsn")?, &body).parse().map_err(|_| EventError::Field("commit_lsn"))?;
         let ordinal = self.ordinal.ok_or(EventError::Field("ordinal"))?;
         let id_text = required(&self.id, "id")?;
-        let id: EventId = of(&id_text, body).parse().map_err(|_| EventError::Field("id"))?;
+        let id: EventId = of(&id_text, &body).parse().map_err(|_| EventError::Field("id"))?;
         match &id {
             EventId::Change(p) if op != Op::Read && p.commit_lsn == commit_lsn && p.ordinal == ordinal => {}
             // A row that a backfill was asked for by its key and did not find is a deletion.
@@ -393,7 +388,7 @@ impl Raw {
             return Err(EventError::Field("after"));
         }
         Ok(Event {
-            body: body.clone(),
+            body,
             id,
             id_text,
             op,
@@ -452,9 +447,9 @@ impl<'de> Visitor<'de> for Envelope {
                 "schema" => raw.schema = map.next_value_seed(TextSeed(base))?,
                 "table" => raw.table = map.next_value_seed(TextSeed(base))?,
                 "layout" => raw.layout = map.next_value_seed(TextSeed(base))?,
-                "key" => raw.key = map.next_value_seed(FieldsSeed(base))?,
-                "before" => raw.before = map.next_value_seed(FieldsSeed(base))?,
-                "after" => raw.after = map.next_value_seed(FieldsSeed(base))?,
+                "key" => raw.key = map.next_value_seed(FieldsSeed(base, KEY_EXPECTED))?,
+                "before" => raw.before = map.next_value_seed(FieldsSeed(base, FIELDS_EXPECTED))?,
+                "after" => raw.after = map.next_value_seed(FieldsSeed(base, FIELDS_EXPECTED))?,
                 "unchanged" => raw.unchanged = map.next_value_seed(NamesSeed(base))?,
                 "commit_lsn" => raw.commit_lsn = map.next_value_seed(TextSeed(base))?,
                 "ordinal" => raw.ordinal = map.next_value()?,
@@ -504,8 +499,11 @@ impl<'de> Visitor<'de> for TextSeed {
 /// Columns that an object has room for before it grows: most tables of a point of sale fit.
 const FIELDS_EXPECTED: usize = 16;
 
-/// An object of columns or null.
-struct FieldsSeed(Envelope);
+/// The same of a key.
+const KEY_EXPECTED: usize = 2;
+
+/// An object of columns or null, and how many it has room for at first.
+struct FieldsSeed(Envelope, usize);
 
 impl<'de> DeserializeSeed<'de> for FieldsSeed {
     type Value = Option<Vec<Field>>;
@@ -527,7 +525,7 @@ impl<'de> Visitor<'de> for FieldsSeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Vec::with_capacity(FIELDS_EXPECTED);
+        let mut fields = Vec::with_capacity(self.1);
         while let Some(name) = map.next_key_seed(TextSeed(self.0))? {
             let value = map.next_value::<&'de RawValue>()?;
             // A key is a string, never null.

@@ -107,7 +107,19 @@ impl Position {
     /// row's version and compares, in any database.
     #[must_use]
     pub fn version_text(self) -> String {
-        format!("{:08X}{:016X}{:08X}{}", self.epoch, self.commit_lsn.0, self.ordinal, self.half as u8)
+        // By hand: a sink writes one for every row.
+        let mut text = String::with_capacity(33);
+        let mut hex = |value: u64, digits: u32| {
+            for at in (0..digits).rev() {
+                let digit = (value >> (4 * at) & 15) as u8;
+                text.push(char::from(if digit < 10 { b'0' + digit } else { b'A' - 10 + digit }));
+            }
+        };
+        hex(u64::from(self.epoch), 8);
+        hex(self.commit_lsn.0, 16);
+        hex(u64::from(self.ordinal), 8);
+        hex(self.half as u64, 1);
+        text
     }
 }
 

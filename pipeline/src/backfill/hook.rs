@@ -1,7 +1,7 @@
 //! The backfill's place in the engine: feeds the windows what the stream says and hands over rows and records.
 //!
-//! Runs on the engine's task and never waits. Each reader on the other side of the channel has one window open at a
-//! time, whose chunk is in memory until its last row is written; that bounds everything held here.
+//! Runs on the engine's task and never waits. Each reader on the other side of the channel has at most two windows open at a
+//! time: that of the chunk that is being written, and that of the one it reads meanwhile. That bounds everything held here.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! One reader of a job: one connection, one part after the other, one chunk at a time.
 //!
 //! ```text
-//!  gate ─▶ open ─▶ low watermark ─▶ read chunk ─▶ high watermark ─▶ verdict
-//!   ▲                                                                 │
-//!   └────────────── written: behind its cursor, or read it again ◀────┘
+//!  gate ─▶ open ─▶ low watermark ─▶ read chunk ─▶ verdict on the one before ─▶ high watermark ─┐
+//!   ▲                                              │ written otherwise: drop it, read again     │
+//!   └──────────────────────────────────────────────┴────────────────────────────────────────────┘
 //! ```
 //!
 //! Never writes to the source but for the two logical messages of each chunk, and never holds a snapshot longer than
@@ -23,7 +23,7 @@ use super::plan;
 use super::read::{Failure, Read, Session, Unread, joined, of_standby};
 use super::sql::{Choice, ChunkedTable, Refusal, Source};
 use super::stats::Stats;
-use super::window::{Again, Chunk, Marks, Opening};
+use super::window::{Again, Chunk, Marks, Opening, WindowId};
 use crate::capture::CaptureError;
 use crate::capture::read_rows::ReadScope;
 use crate::config;
@@ -126,12 +126,23 @@ impl Shared {
     }
 }
 
-/// What came of a chunk.
-enum Outcome {
-    /// Reading goes on behind this cursor.
-    Next(Cursor),
-    /// It has to be read again.
-    Again(Option<Again>),
+/// A chunk that was read; its high watermark is not written yet.
+struct Ahead {
+    id: WindowId,
+    read: Read,
+    high: String,
+    answer: oneshot::Receiver<Verdict>,
+}
+
+/// A chunk could not be read in time, or its lock was not to be had: a smaller one may be.
+struct TooSlow;
+
+/// A chunk that the hook has; what comes of it is not known yet.
+struct Sent {
+    /// Where it began.
+    from: Cursor,
+    answer: oneshot::Receiver<Verdict>,
+    stored: oneshot::Receiver<()>,
 }
 
 /// One reader.
@@ -168,7 +179,8 @@ impl Reader {
         Ok(Reader { shared, session, pace: Pace::new(), horizon, last: (0, Duration::ZERO), timeouts: 0 })
     }
 
-    /// Reads one part to its end.
+    /// Reads one part to its end. Unless the stream is live the next chunk is read while the hook writes one; whether that one is wanted is known once the
+    /// hook has said what came of the one before, so that only then it is handed over.
     pub(super) async fn part(&mut self, part: Part) -> Result<Ended, Failure> {
         let Part { table, mut source, mut cursor } = part;
         let mut chunked = table.chunked.clone();
@@ -176,69 +188,97 @@ impl Reader {
         self.pace = Pace::new();
         let mut delays = Delays::new(Duration::from_millis(20), Duration::from_secs(2));
         let mut trouble: Option<Instant> = None;
+        let mut sent: Option<Sent> = None;
         // One chunk more may be under way than is stored.
         let mut unstored: Option<oneshot::Receiver<()>> = None;
-        while !cursor.done {
-            let (rows, took) = std::mem::take(&mut self.last);
-            let passed = self.shared.gate.pass(rows, took).await;
-            let live = self.shared.live.load(Ordering::Relaxed);
-            match passed {
-                Ok(Speed::Full) => self.pace.at_full_speed(live),
-                Ok(Speed::Trickle) => self.pace.trickle(live),
-                Err(Halt) => {
+        loop {
+            // Beside a live stream one thing is done at a time.
+            let waits = sent.is_some() && self.shared.live.load(Ordering::Relaxed);
+            let (ahead, halted) = if cursor.done || waits { (Ok(None), false) } else { self.ahead(&chunked, &source, &cursor).await };
+            // Even when reading failed: what the hook was given it writes, and whoever reads on has to know.
+            let (mut why, mut wanted) = (None, true);
+            if let Some(Sent { from, answer, stored }) = sent.take() {
+                match answer.await.map_err(|_| Failure::HookGone)? {
+                    Verdict::Written { cursor: written, cut } => {
+                        unstored = Some(stored);
+                        wanted = cut.is_none();
+                        if cut.is_some() {
+                            self.shared.stats.again(cut);
+                        }
+                        cursor = *written;
+                        self.shared.reached(&cursor);
+                        delays.reset();
+                        trouble = None;
+                    }
+                    Verdict::Again(again) => {
+                        if again == Again::TooManyKeys {
+                            self.pace.too_large();
+                        }
+                        (why, wanted, cursor) = (Some(Some(again)), false, from);
+                    }
+                }
+            }
+            match ahead? {
+                Some(Ok(ahead)) if wanted => {
+                    let (next, given) = self.give(&table, &chunked, &cursor, scope.clone(), ahead, &mut unstored).await?;
+                    (sent, cursor) = (Some(given), next);
+                    continue;
+                }
+                Some(Ok(ahead)) => self.shared.send(Step::Abandon(ahead.id)).await?,
+                Some(Err(TooSlow)) => why = why.or(Some(None)),
+                None => {}
+            }
+            if halted {
+                settle(&mut unstored).await?;
+                return Ok(Ended::Halted);
+            }
+            let Some(why) = why else {
+                if cursor.done {
                     settle(&mut unstored).await?;
-                    return Ok(Ended::Halted);
+                    return Ok(Ended::Done);
+                }
+                continue;
+            };
+            self.shared.stats.again(why);
+            if trouble.get_or_insert_with(Instant::now).elapsed() > TROUBLE_AFTER {
+                self.shared.stats.waiting(Some(trouble_text(why).to_owned()));
+            }
+            if why == Some(Again::TableChanged) {
+                let publication = plan::publication(&self.session, &self.shared.source).await?;
+                let (columns, choice) = (&self.shared.source.columns, &self.shared.choice);
+                match plan::describe(&self.session, &publication, &table.configured, columns, choice).await? {
+                    Ok(described) => chunked = described,
+                    Err(refusal) => return Ok(Ended::Refused(refusal)),
+                }
+                scope = self.shared.scope(&chunked);
+                if source.name.is_empty() {
+                    source = chunked.whole();
                 }
             }
-            match self.chunk(&table, &chunked, &source, &cursor, scope.clone(), &mut unstored).await? {
-                Outcome::Next(next) => {
-                    cursor = next;
-                    self.shared.reached(&cursor);
-                    delays.reset();
-                    trouble = None;
-                }
-                Outcome::Again(why) => {
-                    self.shared.stats.again(why);
-                    if trouble.get_or_insert_with(Instant::now).elapsed() > TROUBLE_AFTER {
-                        self.shared.stats.waiting(Some(trouble_text(why).to_owned()));
-                    }
-                    if why == Some(Again::TableChanged) {
-                        let publication = plan::publication(&self.session, &self.shared.source).await?;
-                        match plan::describe(
-                            &self.session,
-                            &publication,
-                            &table.configured,
-                            &self.shared.source.columns,
-                            &self.shared.choice,
-                        )
-                        .await?
-                        {
-                            Ok(described) => chunked = described,
-                            Err(refusal) => return Ok(Ended::Refused(refusal)),
-                        }
-                        scope = self.shared.scope(&chunked);
-                        if source.name.is_empty() {
-                            source = chunked.whole();
-                        }
-                    }
-                    tokio::time::sleep(delays.next_delay()).await;
-                }
-            }
+            tokio::time::sleep(delays.next_delay()).await;
         }
-        settle(&mut unstored).await?;
-        Ok(Ended::Done)
     }
 
-    /// Reads one chunk between two watermarks and waits for what comes of it.
-    async fn chunk(
+    /// Waits until the gate is open and reads the chunk behind the cursor, unless the job is asked to stop.
+    async fn ahead(
         &mut self,
-        shared_table: &Table,
         table: &ChunkedTable,
         source: &Source,
         cursor: &Cursor,
-        scope: Option<Arc<ReadScope>>,
-        unstored: &mut Option<oneshot::Receiver<()>>,
-    ) -> Result<Outcome, Failure> {
+    ) -> (Result<Option<Result<Ahead, TooSlow>>, Failure>, bool) {
+        let (rows, took) = std::mem::take(&mut self.last);
+        let passed = self.shared.gate.pass(rows, took).await;
+        let live = self.shared.live.load(Ordering::Relaxed);
+        match passed {
+            Ok(Speed::Full) => self.pace.at_full_speed(live),
+            Ok(Speed::Trickle) => self.pace.trickle(live),
+            Err(Halt) => return (Ok(None), true),
+        }
+        (self.chunk(table, source, cursor).await.map(Some), false)
+    }
+
+    /// Opens a window and reads one chunk in it.
+    async fn chunk(&mut self, table: &ChunkedTable, source: &Source, cursor: &Cursor) -> Result<Result<Ahead, TooSlow>, Failure> {
         let shared = self.shared.clone();
         let id = shared.windows.fetch_add(1, Ordering::Relaxed);
         let nonce = format!("{:032x}", rand::random::<u128>());
@@ -258,10 +298,7 @@ impl Reader {
         }
         let began = Instant::now();
         let read = match self.read(table, source, cursor).await {
-            Ok(read) => {
-                self.timeouts = 0;
-                read
-            }
+            Ok(read) => read,
             Err(unread) => {
                 shared.send(Step::Abandon(id)).await?;
                 return match unread {
@@ -272,20 +309,34 @@ impl Reader {
                             let message = "reading a single row takes longer than 30 s, or its lock is not to be had".to_owned();
                             return Err(Failure::Table { code: "backfill.too_slow", message });
                         }
-                        Ok(Outcome::Again(None))
+                        Ok(Err(TooSlow))
                     }
                     Unread::Failed(failure) => Err(failure),
                 };
             }
         };
+        self.timeouts = 0;
         let took = began.elapsed();
-        let rows = (read.rows.len() + read.gone.len()) as u64;
-        self.last = (rows, took);
+        self.last = ((read.rows.len() + read.gone.len()) as u64, took);
         self.pace.read(read.rows.len(), read.rows.bytes(), took);
+        Ok(Ok(Ahead { id, read, high, answer }))
+    }
+
+    /// Hands a chunk over, behind the cursor, and answers the cursor behind the chunk.
+    async fn give(
+        &mut self,
+        shared_table: &Table,
+        table: &ChunkedTable,
+        cursor: &Cursor,
+        scope: Option<Arc<ReadScope>>,
+        ahead: Ahead,
+        unstored: &mut Option<oneshot::Receiver<()>>,
+    ) -> Result<(Cursor, Sent), Failure> {
+        let Ahead { id, read, high, answer } = ahead;
         let next = self.behind(table, cursor, &read)?;
         let number = shared_table.numbers.fetch_add(1, Ordering::Relaxed);
         let next = Cursor { chunk: number + 1, at_ms: now_ms(), ..next };
-        let keyed = !shared.keys.is_empty();
+        let keyed = !self.shared.keys.is_empty();
         let (rows, gone_from, mut snapshot) = joined(read, table.schema.columns.len());
         if self.session.catalog.server().in_recovery {
             snapshot = snapshot.map(of_standby);
@@ -294,26 +345,12 @@ impl Reader {
         let chunk = Chunk { rows, gone_from, snapshot, key: (!keyed).then(|| table.key.clone()), high: upto };
         settle(unstored).await?;
         let (stored, is_stored) = oneshot::channel();
-        let taken = Taken { id, chunk, scope, number, cursor: next, stored, stats: shared.stats.clone() };
-        shared.send(Step::Chunk(Box::new(taken))).await?;
+        let taken = Taken { id, chunk, scope, number, cursor: next.clone(), stored, stats: self.shared.stats.clone() };
+        self.shared.send(Step::Chunk(Box::new(taken))).await?;
         if self.session.messages {
             self.session.mark(&high).await?;
         }
-        match answer.await.map_err(|_| Failure::HookGone)? {
-            Verdict::Written { cursor, cut } => {
-                *unstored = Some(is_stored);
-                if cut.is_some() {
-                    shared.stats.again(cut);
-                }
-                Ok(Outcome::Next(*cursor))
-            }
-            Verdict::Again(why) => {
-                if why == Again::TooManyKeys {
-                    self.pace.too_large();
-                }
-                Ok(Outcome::Again(Some(why)))
-            }
-        }
+        Ok((next, Sent { from: cursor.clone(), answer, stored: is_stored }))
     }
 
     async fn read(&self, table: &ChunkedTable, source: &Source, cursor: &Cursor) -> Result<Read, Unread> {

@@ -518,7 +518,7 @@ struct Handed(VecDeque<Bytes>);
 
 impl Handed {
     /// As many as a journal lets be unconfirmed.
-    const MAX: usize = 33;
+    const MAX: usize = 17;
 
     /// What the buffer has gathered.
     fn take(&mut self, buffer: &mut BatchBuffer) -> Bytes {

@@ -17,7 +17,7 @@ use crate::journal::PublishId;
 
 /// While nothing else happens, rows wait while more than this is unconfirmed: what the stream brings next stands behind it
 /// in the journal's window. A broker's answer takes milliseconds, in which a backfill at full speed fills less than this.
-const UNCONFIRMED_MAX: usize = 4 << 20;
+const UNCONFIRMED_MAX: usize = 2 << 20;
 
 /// The stream counts as live for so long after its last change.
 const LIVE_FOR: Duration = Duration::from_secs(1);

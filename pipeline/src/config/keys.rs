@@ -111,7 +111,7 @@ const RABBITMQ: [Key; 9] = [
     key("segment", Type::Size(MIB, 3 << 30), Default("128MiB"), "Size of a segment file; retention removes whole segments."),
     key("retention", Type::Block(&RETENTION), Optional("7 days"), "When old entries may go, whichever limit is reached first."),
     key("frame_max", Type::Size(64 << 10, 64 * MIB), Default("1MiB"), "Largest frame offered to the broker; the broker may lower it."),
-    key("compression", Type::Choice(&["none", "lz4"]), Default("none"), "Compression of published batches."),
+    key("compression", Type::Choice(&["none", "lz4"]), Default("lz4"), "Compression of published batches."),
     key("tls", Type::Block(&TLS), Optional("the system's certificate authorities"), "Trust for `rabbitmq-stream+tls` URLs."),
 ];
 
@@ -324,7 +324,7 @@ pub(crate) const OPS: [&str; 6] = ["insert", "update", "delete", "truncate", "re
 const BATCH: [Key; 3] = [
     key("items", Type::Count(1, 100_000), Default("500"), "Most events in one call."),
     key("bytes", Type::Size(1024, 256 * MIB), Default("1MiB"), "Most event bytes in one call."),
-    key("linger", Type::Duration(0, 60 * SECOND), Default("20ms"), "How long a lane waits for more events before it sends what it has."),
+    key("linger", Type::Duration(0, 60 * SECOND), Default("10ms"), "How long a lane waits for more events before it sends what it has."),
 ];
 
 const DELIVERY: [Key; 5] = [

@@ -274,10 +274,10 @@ pub struct Retention {
 /// Compression of published batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Compression {
-    /// None: least CPU.
-    #[default]
+    /// None.
     None,
-    /// LZ4 frames: less network and disk.
+    /// LZ4 frames: a sixth of the network and the disk, and less work for the broker than it is for us.
+    #[default]
     Lz4,
 }
 

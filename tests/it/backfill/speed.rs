@@ -64,7 +64,7 @@ async fn rows_a_second_beside_copy() {
     let mut figures =
         Figures::new("backfill", "Two million rows of thirteen columns on one connection, beside text COPY of the same table.");
     throughput(&mut figures, "RabbitMQ", Some(RabbitMq::shared().await), "").await;
-    throughput(&mut figures, "RabbitMQ, lz4", Some(RabbitMq::shared().await), ", compression: lz4").await;
+    throughput(&mut figures, "RabbitMQ, uncompressed", Some(RabbitMq::shared().await), ", compression: none").await;
     throughput(&mut figures, "a local journal", None, "").await;
     figures.ask("RabbitMQ", "backfill into RabbitMQ beside COPY", Asked::AtLeast(0.6));
     figures.done();

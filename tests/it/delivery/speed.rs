@@ -83,6 +83,7 @@ fn fresh(name: &str, target: Arc<dyn Target>, lanes: u16, items: usize) -> Conne
     connector.tables = vec![("public".into(), "a".into())];
     connector.delivery.lanes = NonZeroU16::new(lanes).expect("not zero");
     connector.delivery.batch_items_max = items;
+    connector.delivery.batch_bytes_max = 4 << 20;
     connector.delivery.linger = Duration::from_millis(20);
     connector
 }
@@ -147,7 +148,7 @@ async fn bare(client: &mut Client, rows: &[Bytes], count: u64) -> f64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_a_second_into_postgres_beside_copy_and_upsert() {
-    let (count, rounds) = Level::pick((4_000, 1), (20_000, 1), (200_000, 5));
+    let (count, rounds) = Level::pick((4_000, 1), (20_000, 1), (1_000_000, 5));
     let (_dir, journal) = filled(count).await;
     let server = Postgres::shared().await;
     let database = Database::empty(server, "delivery").await;
@@ -166,12 +167,12 @@ async fn rows_a_second_into_postgres_beside_copy_and_upsert() {
     let block = json!({"url": database.url, "create": true, "tables": {"public.a": {"key": ["id"], "columns": COLUMNS}}});
     let mut figures = Figures::new(
         "delivery-sql",
-        "Two hundred thousand events of a local journal into PostgreSQL: 4 lanes, batches of 1000; beside one session that writes the same rows by COPY and one upsert.",
+        "A million events of a local journal into PostgreSQL: 2 lanes, batches of 5000; beside one session that writes the same rows by COPY and one upsert.",
     );
     for _ in 0..rounds {
         let limit = bare(&mut client, &rows, count).await;
         client.batch_execute("TRUNCATE a").await.expect("empties");
-        let ours = delivered(&journal, fresh("inventory", target("sql", &block), 4, 1_000), count).await;
+        let ours = delivered(&journal, fresh("inventory", target("sql", &block), 2, 5_000), count).await;
         figures.add("sql", "COPY and upsert", "rows/s", limit);
         figures.add("sql", "Tillstream", "rows/s", ours);
         figures.add("sql", "beside COPY and upsert", "ratio", ours / limit);

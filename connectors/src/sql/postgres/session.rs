@@ -43,21 +43,21 @@ struct PostgresSession {
 struct Literal(String);
 
 impl Literal {
-    fn new<'t>(texts: impl ExactSizeIterator<Item = Option<&'t str>>) -> Literal {
+    fn new<T: AsRef<str>>(texts: impl ExactSizeIterator<Item = Option<T>>) -> Literal {
         let mut out = String::with_capacity(texts.len() * 16 + 2);
         out.push('{');
         for (n, text) in texts.enumerate() {
             if n > 0 {
                 out.push(',');
             }
-            match text {
+            match text.as_ref().map(AsRef::as_ref) {
                 None => out.push_str("NULL"),
                 // A number needs no quotes.
                 Some(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => out.push_str(text),
                 Some(text) => {
                     out.push('"');
                     let mut rest = text;
-                    while let Some(at) = rest.find(['"', '\\']) {
+                    while let Some(at) = memchr::memchr2(b'"', b'\\', rest.as_bytes()) {
                         let (plain, special) = rest.split_at(at);
                         out.push_str(plain);
                         out.push('\\');
@@ -153,13 +153,12 @@ impl Session for PostgresSession {
     ) -> Result<Vec<usize>, Failure> {
         let mut literals = Vec::with_capacity(layout.keys.len() + layout.columns.len() + 1);
         for n in 0..layout.keys.len() {
-            literals.push(Literal::new(rows.iter().map(|r| r.key.get(n).map(|k| &**k))));
+            literals.push(Literal::new(rows.iter().map(|r| r.key.get(n))));
         }
         for (n, _) in present.into_iter().flatten().enumerate().filter(|(_, p)| **p) {
             literals.push(Literal::new(rows.iter().map(|r| r.value(n))));
         }
-        let versions: Vec<String> = rows.iter().map(|r| r.version.version_text()).collect();
-        literals.push(Literal::new(versions.iter().map(|v| Some(v.as_str()))));
+        literals.push(Literal::new(rows.iter().map(|r| Some(r.version.version_text()))));
         let sql = match (present, on_delete) {
             (Some(present), _) if present.iter().all(|p| *p) => {
                 if !self.telling {

@@ -26,7 +26,7 @@ pub(super) fn quote(name: &str) -> String {
 }
 
 /// Names and arrays of the parameters as rows: `k0…`, `c0…` and `v`. An array of arrays can not be taken apart again, so those go as texts.
-fn arrays(layout: &Layout, present: &[usize]) -> (String, String) {
+fn arrays(layout: &Layout, present: &[usize]) -> (Vec<String>, Vec<String>) {
     let keys = layout.keys.iter().enumerate().map(|(n, c)| (format!("k{n}"), c));
     let columns = present.iter().map(|n| (format!("c{n}"), &layout.columns[*n]));
     let (mut names, mut arrays) = (Vec::new(), Vec::new());
@@ -37,13 +37,13 @@ fn arrays(layout: &Layout, present: &[usize]) -> (String, String) {
     }
     names.push("v".to_owned());
     arrays.push(format!("${}::text[]", names.len()));
-    (names.join(", "), arrays.join(", "))
+    (names, arrays)
 }
 
 /// `u`: the parameters as rows and the ordinal `n`.
 fn parameters(layout: &Layout, present: &[usize]) -> String {
     let (names, arrays) = arrays(layout, present);
-    format!("u AS (SELECT * FROM unnest({arrays}) WITH ORDINALITY AS u({names}, n))")
+    format!("u AS (SELECT * FROM unnest({}) WITH ORDINALITY AS u({}, n))", arrays.join(", "), names.join(", "))
 }
 
 /// `t.k = u.k` over the key.
@@ -54,11 +54,13 @@ fn same_key(keys: &[Column], left: &str) -> String {
 
 const OLDER: &str = "(t._version IS NULL OR t._version COLLATE \"C\" < u.v COLLATE \"C\")";
 
-/// Inserts or updates rows whose every column has a value. Its count tells how many were written.
+/// Inserts or updates rows whose every column has a value. Its count tells how many were written. The arrays are taken apart side by side in a
+/// list of what is selected: in a FROM clause each would be written to a store of its own first, a tenth of the server's time.
 pub(super) fn upsert(layout: &Layout) -> String {
     let all: Vec<usize> = (0..layout.columns.len()).collect();
     let (names, arrays) = arrays(layout, &all);
-    format!("{} FROM unnest({arrays}) AS u({names}){}", insert(layout, &all), on_conflict(layout))
+    let taken: Vec<String> = arrays.iter().zip(&names).map(|(array, name)| format!("unnest({array}) AS {name}")).collect();
+    format!("{} FROM (SELECT {}) u{}", insert(layout, &all), taken.join(", "), on_conflict(layout))
 }
 
 /// As [`upsert`], and answers which were written: for a third more of the server's time.

@@ -125,10 +125,17 @@ fn unfold(compression: u8, body: Bytes, plain_len: usize, offset: u64) -> Result
             if plain_len > UNCOMPRESSED_MAX {
                 return Err(damaged("claims to unfold to more than any batch may hold", Some(offset)));
             }
-            // Grows with what really comes out, and stops one byte after what should.
-            let mut plain = Vec::with_capacity(plain_len.min(1 << 20));
-            let mut decoder = lz4_flex::frame::FrameDecoder::new(body.as_ref()).take(plain_len as u64 + 1);
-            decoder.read_to_end(&mut plain).map_err(|_| damaged("has a sub-batch that can not be unfolded", Some(offset)))?;
+            let broken = || damaged("has a sub-batch that can not be unfolded", Some(offset));
+            let plain = match body.strip_prefix(&LZ4_FRAME) {
+                Some(blocks) => unpack(blocks, plain_len).ok_or_else(broken)?,
+                // Another producer's frame. Grows with what really comes out, and stops one byte after what should.
+                None => {
+                    let mut plain = Vec::with_capacity(plain_len.min(1 << 20));
+                    let mut decoder = lz4_flex::frame::FrameDecoder::new(body.as_ref()).take(plain_len as u64 + 1);
+                    decoder.read_to_end(&mut plain).map_err(|_| broken())?;
+                    plain
+                }
+            };
             if plain.len() != plain_len {
                 return Err(damaged("has a sub-batch that unfolds to another length", Some(offset)));
             }
@@ -175,6 +182,31 @@ const LZ4_FRAME: [u8; 7] = [0x04, 0x22, 0x4d, 0x18, 0x60, 0x70, 0x73];
 
 /// Bytes of one block of it.
 const LZ4_BLOCK_MAX: usize = 4 << 20;
+
+/// The most that a byte of an LZ4 block unfolds to (lz4_Block_format.md).
+const LZ4_RATIO_MAX: usize = 255;
+
+/// The blocks of a frame that [`Packer`] made. The library's own decoder allocates and clears several of the largest blocks for every frame, and
+/// live ones hold a few rows.
+fn unpack(mut blocks: &[u8], plain_len: usize) -> Option<Vec<u8>> {
+    // A false length reserves no more than the bytes that are there can fill.
+    if plain_len / LZ4_RATIO_MAX > blocks.len() {
+        return None;
+    }
+    let (mut plain, mut at) = (vec![0; plain_len], 0);
+    loop {
+        let (len, rest) = blocks.split_first_chunk::<4>()?;
+        // Incompressible blocks have the highest bit; we make none, as such a batch is sent as it is.
+        let len = u32::from_le_bytes(*len) as usize;
+        if len == 0 {
+            plain.truncate(at);
+            return rest.is_empty().then_some(plain);
+        }
+        let room = plain.len().min(at + LZ4_BLOCK_MAX);
+        at += lz4_flex::block::decompress_into(rest.get(..len)?, plain.get_mut(at..room)?).ok()?;
+        blocks = &rest[len..];
+    }
+}
 
 /// Makes LZ4 frames. Blocks into frames by hand: the library's own encoder copies every byte once more and takes nearly twice as long.
 #[derive(Default)]
@@ -256,10 +288,26 @@ mod tests {
         let (mut packer, long) = (Packer::default(), b"till ".repeat(2 * LZ4_BLOCK_MAX / 5 + 7));
         for plain in [long.as_slice(), &long[..1_000], &long[..LZ4_BLOCK_MAX]] {
             let packed = packer.pack(plain).unwrap();
+            // As anybody else reads it, and as we do.
             let mut read = Vec::new();
             std::io::Read::read_to_end(&mut lz4_flex::frame::FrameDecoder::new(packed.as_ref()), &mut read).unwrap();
             assert!(read == plain, "{} bytes", plain.len());
+            assert!(unfold(LZ4, packed.clone(), plain.len(), 0).unwrap() == plain, "{} bytes", plain.len());
+            for wrong in [0, plain.len() - 1, plain.len() + 1, 3 * plain.len()] {
+                assert!(unfold(LZ4, packed.clone(), wrong, 0).is_err(), "{wrong} for {} bytes", plain.len());
+            }
         }
+    }
+
+    #[test]
+    fn another_producers_frame_is_read() {
+        let plain = b"till ".repeat(50_000);
+        let mut encoder = lz4_flex::frame::FrameEncoder::new(Vec::new());
+        std::io::Write::write_all(&mut encoder, &plain).unwrap();
+        let packed = Bytes::from(encoder.finish().unwrap());
+        assert!(packed[..LZ4_FRAME.len()] != LZ4_FRAME, "another header than ours");
+        assert!(unfold(LZ4, packed.clone(), plain.len(), 0).unwrap() == plain);
+        assert!(unfold(LZ4, packed, plain.len() - 1, 0).is_err());
     }
 
     #[test]

@@ -31,9 +31,9 @@ use crate::config::Compression;
 use crate::journal::window::{Handle, Limits, Portion, Window};
 use crate::journal::{Batch, JournalError, Log, ProducerName, PublishId, Writer};
 
-/// Unconfirmed bytes: some 50 ms of what one broker takes in, many round trips. The broker joins what is under way into one
+/// Unconfirmed bytes: some 30 ms of what one broker takes in, many round trips. The broker joins what is under way into one
 /// chunk, so that this also bounds what every reader has to hold at once.
-const UNCONFIRMED_BYTES_MAX: usize = 8 << 20;
+const UNCONFIRMED_BYTES_MAX: usize = 4 << 20;
 
 /// Unconfirmed batches: far below the 50,000 at which the broker stops reading from a connection.
 const UNCONFIRMED_BATCHES_MAX: usize = 4_096;
