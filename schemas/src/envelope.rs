@@ -114,6 +114,10 @@ struct Field {
     value: Span,
 }
 
+/// Some of an event's fields: where they begin and end.
+#[derive(Clone, Copy)]
+struct Part(u32, u32);
+
 /// A change event, parsed once and shared by every connector.
 #[derive(Clone)]
 pub struct Event {
@@ -125,9 +129,11 @@ pub struct Event {
     schema: Option<Text>,
     table: Option<Text>,
     layout: Option<Text>,
-    key: Option<Vec<Field>>,
-    before: Option<Vec<Field>>,
-    after: Option<Vec<Field>>,
+    /// Those of key, old row and new row, in the order in which they stand in the body: one allocation.
+    fields: Vec<Field>,
+    key: Option<Part>,
+    before: Option<Part>,
+    after: Option<Part>,
     unchanged: Vec<Text>,
     commit_lsn: Lsn,
     ordinal: u32,
@@ -250,30 +256,30 @@ impl Event {
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&str> {
         match self.op {
-            Op::Delete => self.find(self.before.as_ref(), name).or_else(|| self.find(self.key.as_ref(), name)),
-            _ => self.find(self.after.as_ref(), name),
+            Op::Delete => self.find(self.before, name).or_else(|| self.find(self.key, name)),
+            _ => self.find(self.after, name),
         }
     }
 
     /// A column's value in the old row, when the server sent that.
     #[must_use]
     pub fn old_column(&self, name: &str) -> Option<&str> {
-        self.find(self.before.as_ref(), name)
+        self.find(self.before, name)
     }
 
     /// The key's columns and their values as raw JSON, in the table's order; nothing for a table without a key.
     pub fn key(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.fields(self.key.as_ref())
+        self.fields(self.key)
     }
 
     /// The old row's columns; nothing when the server did not send it.
     pub fn before(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.fields(self.before.as_ref())
+        self.fields(self.before)
     }
 
     /// The new row's columns, without unchanged ones; nothing for a delete.
     pub fn after(&self) -> impl ExactSizeIterator<Item = (&str, &str)> {
-        self.fields(self.after.as_ref())
+        self.fields(self.after)
     }
 
     /// Whether there is a new row.
@@ -333,12 +339,16 @@ impl Event {
         }
     }
 
-    fn fields<'e>(&'e self, fields: Option<&'e Vec<Field>>) -> impl ExactSizeIterator<Item = (&'e str, &'e str)> {
-        fields.map(Vec::as_slice).unwrap_or_default().iter().map(|f| (self.text(&f.name), self.slice(f.value)))
+    fn part(&self, part: Option<Part>) -> &[Field] {
+        part.and_then(|Part(from, to)| self.fields.get(from as usize..to as usize)).unwrap_or_default()
     }
 
-    fn find<'e>(&'e self, fields: Option<&'e Vec<Field>>, name: &str) -> Option<&'e str> {
-        fields?.iter().find(|f| self.text(&f.name) == name).map(|f| self.slice(f.value))
+    fn fields(&self, part: Option<Part>) -> impl ExactSizeIterator<Item = (&str, &str)> {
+        self.part(part).iter().map(|f| (self.text(&f.name), self.slice(f.value)))
+    }
+
+    fn find(&self, part: Option<Part>, name: &str) -> Option<&str> {
+        self.part(part).iter().find(|f| self.text(&f.name) == name).map(|f| self.slice(f.value))
     }
 }
 
@@ -350,9 +360,10 @@ struct Raw {
     schema: Option<Text>,
     table: Option<Text>,
     layout: Option<Text>,
-    key: Option<Vec<Field>>,
-    before: Option<Vec<Field>>,
-    after: Option<Vec<Field>>,
+    fields: Vec<Field>,
+    key: Option<Part>,
+    before: Option<Part>,
+    after: Option<Part>,
     unchanged: Vec<Text>,
     commit_lsn: Option<Text>,
     ordinal: Option<u32>,
@@ -395,6 +406,7 @@ impl Raw {
             schema: self.schema,
             table: self.table,
             layout: self.layout,
+            fields: self.fields,
             key: self.key,
             before: self.before,
             after: self.after,
@@ -438,7 +450,7 @@ impl<'de> Visitor<'de> for Envelope {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Raw, A::Error> {
-        let mut raw = Raw::default();
+        let mut raw = Raw { fields: Vec::with_capacity(FIELDS_EXPECTED), ..Raw::default() };
         let base = self;
         while let Some(name) = map.next_key::<std::borrow::Cow<'de, str>>()? {
             match &*name {
@@ -447,9 +459,9 @@ impl<'de> Visitor<'de> for Envelope {
                 "schema" => raw.schema = map.next_value_seed(TextSeed(base))?,
                 "table" => raw.table = map.next_value_seed(TextSeed(base))?,
                 "layout" => raw.layout = map.next_value_seed(TextSeed(base))?,
-                "key" => raw.key = map.next_value_seed(FieldsSeed(base, KEY_EXPECTED))?,
-                "before" => raw.before = map.next_value_seed(FieldsSeed(base, FIELDS_EXPECTED))?,
-                "after" => raw.after = map.next_value_seed(FieldsSeed(base, FIELDS_EXPECTED))?,
+                "key" => raw.key = map.next_value_seed(FieldsSeed(base, &mut raw.fields))?,
+                "before" => raw.before = map.next_value_seed(FieldsSeed(base, &mut raw.fields))?,
+                "after" => raw.after = map.next_value_seed(FieldsSeed(base, &mut raw.fields))?,
                 "unchanged" => raw.unchanged = map.next_value_seed(NamesSeed(base))?,
                 "commit_lsn" => raw.commit_lsn = map.next_value_seed(TextSeed(base))?,
                 "ordinal" => raw.ordinal = map.next_value()?,
@@ -496,25 +508,22 @@ impl<'de> Visitor<'de> for TextSeed {
     }
 }
 
-/// Columns that an object has room for before it grows: most tables of a point of sale fit.
+/// Columns that an event has room for before it grows: keys and rows of most tables of a point of sale fit.
 const FIELDS_EXPECTED: usize = 16;
 
-/// The same of a key.
-const KEY_EXPECTED: usize = 2;
+/// An object of columns or null, and where they go.
+struct FieldsSeed<'f>(Envelope, &'f mut Vec<Field>);
 
-/// An object of columns or null, and how many it has room for at first.
-struct FieldsSeed(Envelope, usize);
-
-impl<'de> DeserializeSeed<'de> for FieldsSeed {
-    type Value = Option<Vec<Field>>;
+impl<'de> DeserializeSeed<'de> for FieldsSeed<'_> {
+    type Value = Option<Part>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for FieldsSeed {
-    type Value = Option<Vec<Field>>;
+impl<'de> Visitor<'de> for FieldsSeed<'_> {
+    type Value = Option<Part>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object or null")
@@ -525,14 +534,16 @@ impl<'de> Visitor<'de> for FieldsSeed {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Vec::with_capacity(self.1);
-        while let Some(name) = map.next_key_seed(TextSeed(self.0))? {
+        let FieldsSeed(base, fields) = self;
+        let from = fields.len() as u32;
+        while let Some(name) = map.next_key_seed(TextSeed(base))? {
             let value = map.next_value::<&'de RawValue>()?;
             // A key is a string, never null.
             let Some(name) = name else { continue };
-            fields.push(Field { name, value: self.0.span(value.get()) });
+            fields.push(Field { name, value: base.span(value.get()) });
         }
-        Ok(Some(fields))
+        // Fewer than the body has bytes.
+        Ok(Some(Part(from, fields.len() as u32)))
     }
 }
 

@@ -325,7 +325,7 @@ async fn publish(broker: &RabbitMq, dir: &Path, entries: u64) -> (f64, f64) {
     let path = dir.join(format!("publish{n}.yaml"));
     let text = format!(
         "version: 1\npipeline: bench\nsource: {{name: pos, url: \"postgres://nobody@127.0.0.1:1/pos\", slot: unused, publication: unused, tables: [public.a]}}\n\
-         journal: {{rabbitmq: {{urls: [\"{}/%2f\"], stream: bench-publish-{}-{n}}}}}\n",
+         journal: {{rabbitmq: {{urls: [\"{}/%2f\"], stream: bench-publish-{}-{n}, compression: none}}}}\n",
         broker.url,
         std::process::id()
     );

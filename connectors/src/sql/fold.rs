@@ -3,8 +3,9 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::BuildHasher as _;
 
+use foldhash::fast::RandomState;
 use tillstream_schemas::Position;
 
 /// A column's value in a row to write.
@@ -36,6 +37,8 @@ pub(super) enum Translated<'a> {
         key: Vec<Cow<'a, str>>,
         /// What happens to it.
         change: Change<'a>,
+        /// Whether the source says that it was not there before.
+        fresh: bool,
         /// Orders the changes of the row.
         version: Position,
     },
@@ -54,6 +57,8 @@ pub(super) struct Row<'a> {
     pub(super) key: &'a [Cow<'a, str>],
     pub(super) change: Cow<'a, Change<'a>>,
     pub(super) version: Position,
+    /// Whether the source says that it was not there before the batch.
+    pub(super) fresh: bool,
     /// The first item of the batch that it stands for, and the others.
     first: usize,
     others: Vec<usize>,
@@ -110,7 +115,7 @@ pub(super) fn fold<'a>(items: &'a [(usize, Translated<'a>)]) -> Vec<Part<'a>> {
                 std::mem::take(&mut open).close(&mut parts);
                 parts.push(Part::Truncate { table: *table, version: *version, member: *member });
             }
-            Translated::Row { table, key, change, version } => open.add(*table, key, change, *version, *member),
+            Translated::Row { table, key, change, fresh, version } => open.add((*table, key), change, *fresh, *version, *member),
         }
     }
     open.close(&mut parts);
@@ -122,12 +127,12 @@ pub(super) fn fold<'a>(items: &'a [(usize, Translated<'a>)]) -> Vec<Part<'a>> {
 struct Open<'a> {
     rows: Vec<(usize, Row<'a>)>,
     /// Hashes of tables and keys, each raised by one until it is free, to indexes of `rows`.
-    index: HashMap<u64, usize>,
+    index: HashMap<u64, usize, RandomState>,
     hasher: RandomState,
 }
 
 impl<'a> Open<'a> {
-    fn add(&mut self, table: usize, key: &'a [Cow<'a, str>], change: &'a Change<'a>, version: Position, member: usize) {
+    fn add(&mut self, (table, key): (usize, &'a [Cow<'a, str>]), change: &'a Change<'a>, fresh: bool, version: Position, member: usize) {
         let mut hash = self.hasher.hash_one((table, key));
         let at = loop {
             let at = *self.index.entry(hash).or_insert(self.rows.len());
@@ -137,7 +142,7 @@ impl<'a> Open<'a> {
             }
         };
         let Some((_, row)) = self.rows.get_mut(at) else {
-            self.rows.push((table, Row { key, change: Cow::Borrowed(change), version, first: member, others: Vec::new() }));
+            self.rows.push((table, Row { key, change: Cow::Borrowed(change), version, fresh, first: member, others: Vec::new() }));
             return;
         };
         row.others.push(member);
@@ -195,11 +200,17 @@ mod tests {
 
     fn write(key: &'static str, lsn: u64, cells: &[Option<&'static str>]) -> Translated<'static> {
         let cell = |c: &Option<&'static str>| c.map_or(Cell::Unchanged, |v| Cell::Value(Some(v.into())));
-        Translated::Row { table: 0, key: vec![key.into()], change: Change::Write(cells.iter().map(cell).collect()), version: at(lsn) }
+        Translated::Row {
+            table: 0,
+            key: vec![key.into()],
+            change: Change::Write(cells.iter().map(cell).collect()),
+            fresh: false,
+            version: at(lsn),
+        }
     }
 
     fn delete(key: &'static str, lsn: u64) -> Translated<'static> {
-        Translated::Row { table: 0, key: vec![key.into()], change: Change::Delete, version: at(lsn) }
+        Translated::Row { table: 0, key: vec![key.into()], change: Change::Delete, fresh: false, version: at(lsn) }
     }
 
     /// Each part in a word.

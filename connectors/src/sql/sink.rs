@@ -249,7 +249,7 @@ pub(super) fn translate<'a>(item: &'a Item, config: &SqlConfig, layouts: &[Layou
         }
     }
     if event.op() == Op::Delete {
-        return Ok(Ok(Translated::Row { table, key, change: Change::Delete, version }));
+        return Ok(Ok(Translated::Row { table, key, change: Change::Delete, fresh: false, version }));
     }
     let mut cells = Vec::with_capacity(layout.columns.len());
     for column in &layout.columns {
@@ -267,7 +267,7 @@ pub(super) fn translate<'a>(item: &'a Item, config: &SqlConfig, layouts: &[Layou
             }
         }
     }
-    Ok(Ok(Translated::Row { table, key, change: Change::Write(cells), version }))
+    Ok(Ok(Translated::Row { table, key, change: Change::Write(cells), fresh: event.op() == Op::Insert, version }))
 }
 
 #[async_trait]

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use tillstream_connectors::idempotency;
 use tillstream_connectors::mapping::{self, Fault, Mapping};
 use tillstream_connectors::sink::{Idempotency, Item, OnDelete};
@@ -106,7 +107,7 @@ impl Shared {
 #[derive(Debug)]
 pub(super) struct Selection {
     connector: String,
-    tables: HashMap<String, HashSet<String>>,
+    tables: HashMap<String, HashSet<String, RandomState>, RandomState>,
     ops: Vec<Op>,
     on_delete: OnDelete,
     /// Whether a TRUNCATE, which stands in every partition, is wanted from this one.
@@ -139,7 +140,7 @@ impl Output {
 
 impl Selection {
     pub(super) fn new(connector: &config::Connector, source: &str, partition: u16) -> Selection {
-        let mut tables: HashMap<String, HashSet<String>> = HashMap::new();
+        let mut tables: HashMap<String, HashSet<String, RandomState>, RandomState> = HashMap::default();
         for (schema, table) in &connector.tables {
             tables.entry(schema.clone()).or_default().insert(table.clone());
         }

@@ -36,8 +36,8 @@ const FAILED_BATCHES_ALONE_MAX: u32 = 10;
 /// What a partition tells a lane.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// Deliver this.
-    Work(Box<Work>),
+    /// Deliver these.
+    Work(Vec<Work>),
     /// Store the present mark although there is nothing to deliver.
     StoreMark,
 }
@@ -164,7 +164,7 @@ impl Lane {
 
     fn take(&mut self, order: Order) {
         match order {
-            Order::Work(work) => self.queue.push(*work),
+            Order::Work(works) => works.into_iter().for_each(|work| self.queue.push(work)),
             Order::StoreMark => self.store_mark = self.marking.is_some(),
         }
     }
@@ -201,7 +201,7 @@ impl Lane {
         let marked = std::mem::take(&mut self.store_mark);
         let newest = heads.iter().map(|h| h.committed_at_ms).max();
         let oldest = heads.iter().map(|h| h.committed_at_ms).min();
-        let rows = heads.iter().map(|h| h.key).collect::<HashSet<_>>().len();
+        let rows = heads.iter().map(|h| h.key).collect::<HashSet<_, foldhash::fast::RandomState>>().len();
         ConnectorStats::add(&self.stats.coalesced, heads.len() - rows);
         let applied = self.queue.apply(heads, batch.items, outcomes, Instant::now());
         let stats = &self.stats;

@@ -46,7 +46,7 @@ pub(super) struct Shapes {
     /// Tables whose rows are seen beside an event's own.
     beside: Vec<String>,
     /// By fingerprint, which names the table too.
-    seen: HashMap<String, Seen>,
+    seen: HashMap<String, Seen, foldhash::fast::RandomState>,
     /// Whether the sink or its block misses a column in any of them.
     target_misses: bool,
     /// The layout of which nothing was known, and since when.
@@ -117,7 +117,7 @@ impl Shapes {
             mapping,
             target: connector.target.clone(),
             beside,
-            seen: HashMap::new(),
+            seen: HashMap::default(),
             target_misses: false,
             untold: None,
             met: Vec::new(),

@@ -167,12 +167,12 @@ async fn rows_a_second_into_postgres_beside_copy_and_upsert() {
     let block = json!({"url": database.url, "create": true, "tables": {"public.a": {"key": ["id"], "columns": COLUMNS}}});
     let mut figures = Figures::new(
         "delivery-sql",
-        "A million events of a local journal into PostgreSQL: 2 lanes, batches of 5000; beside one session that writes the same rows by COPY and one upsert.",
+        "A million events of a local journal into PostgreSQL: 4 lanes, batches of 2000; beside one session that writes the same rows by COPY and one upsert.",
     );
     for _ in 0..rounds {
         let limit = bare(&mut client, &rows, count).await;
         client.batch_execute("TRUNCATE a").await.expect("empties");
-        let ours = delivered(&journal, fresh("inventory", target("sql", &block), 2, 5_000), count).await;
+        let ours = delivered(&journal, fresh("inventory", target("sql", &block), 4, 2_000), count).await;
         figures.add("sql", "COPY and upsert", "rows/s", limit);
         figures.add("sql", "Tillstream", "rows/s", ours);
         figures.add("sql", "beside COPY and upsert", "ratio", ours / limit);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::BytesMut;
 use tokio_postgres::Statement;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{Format, IsNull, ToSql, Type};
 
 use super::super::config::SqlConfig;
@@ -23,7 +24,7 @@ use crate::sink::{Compare, LaneId, Mark, OnDelete, SinkError};
 impl Database for Address {
     async fn connect(&self, name: &str, config: &SqlConfig) -> Result<Box<dyn Session>, SinkError> {
         let connected = Address::connect(self, name, config.timeout).await?;
-        Ok(Box::new(PostgresSession { connected, prepared: HashMap::new(), telling: false }))
+        Ok(Box::new(PostgresSession { connected, prepared: HashMap::new(), telling: false, wary: 0 }))
     }
 
     fn compare(&self, config: Arc<SqlConfig>) -> Box<dyn Compare> {
@@ -36,41 +37,53 @@ struct PostgresSession {
     prepared: HashMap<String, Statement>,
     /// Whether the last rows were not all new, so that the next statement had better tell which were.
     telling: bool,
+    /// How many batches go by before rows are taken for new ones again.
+    wary: u32,
 }
+
+/// Batches after one of new rows that were there already: a repeat ends within a few, and the server logs each such error.
+const WARY_FOR: u32 = 64;
 
 /// The literal of an array, which the server reads as the array's type.
 #[derive(Debug)]
 struct Literal(String);
 
 impl Literal {
-    fn new<T: AsRef<str>>(texts: impl ExactSizeIterator<Item = Option<T>>) -> Literal {
-        let mut out = String::with_capacity(texts.len() * 16 + 2);
+    fn new(rows: usize) -> Literal {
+        let mut out = String::with_capacity(rows * 16 + 2);
         out.push('{');
-        for (n, text) in texts.enumerate() {
-            if n > 0 {
-                out.push(',');
-            }
-            match text.as_ref().map(AsRef::as_ref) {
-                None => out.push_str("NULL"),
-                // A number needs no quotes.
-                Some(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => out.push_str(text),
-                Some(text) => {
-                    out.push('"');
-                    let mut rest = text;
-                    while let Some(at) = memchr::memchr2(b'"', b'\\', rest.as_bytes()) {
-                        let (plain, special) = rest.split_at(at);
-                        out.push_str(plain);
-                        out.push('\\');
-                        out.push_str(&special[..1]);
-                        rest = &special[1..];
-                    }
-                    out.push_str(rest);
-                    out.push('"');
+        Literal(out)
+    }
+
+    /// Adds an element. The literal is whole after [`Literal::end`].
+    fn push(&mut self, text: Option<&str>) {
+        let Literal(out) = self;
+        match text {
+            None => out.push_str("NULL"),
+            // A number needs no quotes.
+            Some(text) if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) => out.push_str(text),
+            Some(text) => {
+                out.push('"');
+                let mut rest = text;
+                while let Some(at) = memchr::memchr2(b'"', b'\\', rest.as_bytes()) {
+                    let (plain, special) = rest.split_at(at);
+                    out.push_str(plain);
+                    out.push('\\');
+                    out.push_str(&special[..1]);
+                    rest = &special[1..];
                 }
+                out.push_str(rest);
+                out.push('"');
             }
         }
-        out.push('}');
-        Literal(out)
+        out.push(',');
+    }
+
+    fn end(&mut self) {
+        if self.0.ends_with(',') {
+            self.0.pop();
+        }
+        self.0.push('}');
     }
 }
 
@@ -97,13 +110,27 @@ impl PostgresSession {
     }
 
     async fn prepare(&mut self, sql: String) -> Result<Statement, Failure> {
+        self.statement(sql).await.map_err(|e| failure(&e))
+    }
+
+    async fn statement(&mut self, sql: String) -> Result<Statement, tokio_postgres::Error> {
         if let Some(statement) = self.prepared.get(&sql) {
             return Ok(statement.clone());
         }
-        let statement = self.connected.client.prepare(&sql).await.map_err(|e| failure(&e))?;
+        let statement = self.connected.client.prepare(&sql).await?;
         // Bounded by tables times the sets of columns that are sent; a table of n large columns has few of these.
         self.prepared.insert(sql, statement.clone());
         Ok(statement)
+    }
+
+    /// How many rows a statement wrote. The savepoint is sent with it, and ends with what it lies in.
+    async fn count(&mut self, sql: String, literals: &[Literal]) -> Result<u64, tokio_postgres::Error> {
+        let parameters: Vec<&(dyn ToSql + Sync)> = literals.iter().map(|l| l as &(dyn ToSql + Sync)).collect();
+        let statement = self.statement(sql).await?;
+        let saved = self.connected.client.batch_execute("SAVEPOINT told");
+        let (saved, count) = tokio::join!(saved, self.connected.client.execute(&statement, &parameters));
+        saved?;
+        count
     }
 
     /// The ordinals of the rows that a statement wrote.
@@ -151,24 +178,31 @@ impl Session for PostgresSession {
         rows: &[Row<'_>],
         on_delete: OnDelete,
     ) -> Result<Vec<usize>, Failure> {
-        let mut literals = Vec::with_capacity(layout.keys.len() + layout.columns.len() + 1);
-        for n in 0..layout.keys.len() {
-            literals.push(Literal::new(rows.iter().map(|r| r.key.get(n))));
+        let sent: Vec<usize> = present.into_iter().flatten().enumerate().filter(|(_, p)| **p).map(|(n, _)| n).collect();
+        let mut literals: Vec<Literal> = (0..=layout.keys.len() + sent.len()).map(|_| Literal::new(rows.len())).collect();
+        // Row by row: the texts of one lie together.
+        for row in rows {
+            let (keys, others) = literals.split_at_mut(layout.keys.len());
+            keys.iter_mut().enumerate().for_each(|(n, literal)| literal.push(row.key.get(n).map(|k| &**k)));
+            let (columns, version) = others.split_at_mut(sent.len());
+            columns.iter_mut().zip(&sent).for_each(|(literal, n)| literal.push(row.value(*n)));
+            version[0].push(Some(&row.version.version_text()));
         }
-        for (n, _) in present.into_iter().flatten().enumerate().filter(|(_, p)| **p) {
-            literals.push(Literal::new(rows.iter().map(|r| r.value(n))));
-        }
-        literals.push(Literal::new(rows.iter().map(|r| Some(r.version.version_text()))));
+        literals.iter_mut().for_each(Literal::end);
         let sql = match (present, on_delete) {
             (Some(present), _) if present.iter().all(|p| *p) => {
                 if !self.telling {
-                    let parameters: Vec<&(dyn ToSql + Sync)> = literals.iter().map(|l| l as &(dyn ToSql + Sync)).collect();
-                    let statement = self.prepare(statements::upsert(layout)).await?;
-                    // Sent together. The savepoint ends with what it lies in.
-                    let saved = self.batch("SAVEPOINT told");
-                    let (saved, count) = tokio::join!(saved, self.connected.client.execute(&statement, &parameters));
-                    saved?;
-                    if count.map_err(|e| failure(&e))? == rows.len() as u64 {
+                    self.wary = self.wary.saturating_sub(1);
+                    if self.wary == 0 && rows.iter().all(|row| row.fresh) {
+                        match self.count(statements::inserts(layout), &literals).await {
+                            Ok(_) => return Ok(Vec::new()),
+                            Err(error) if error.code() == Some(&SqlState::UNIQUE_VIOLATION) => self.wary = WARY_FOR,
+                            Err(error) => return Err(failure(&error)),
+                        }
+                        self.batch("ROLLBACK TO told; RELEASE told").await?;
+                    }
+                    let count = self.count(statements::upsert(layout), &literals).await.map_err(|e| failure(&e))?;
+                    if count == rows.len() as u64 {
                         return Ok(Vec::new());
                     }
                     self.batch("ROLLBACK TO told; RELEASE told").await?;
@@ -227,7 +261,10 @@ mod tests {
     #[test]
     fn a_literal_keeps_every_text() {
         let texts = [Some("12"), None, Some(""), Some("NULL"), Some("a\"b\\c,{d}"), Some("é x"), Some("-1.5")];
-        assert_eq!(Literal::new(texts.into_iter()).0, r#"{12,NULL,"","NULL","a\"b\\c,{d}","é x","-1.5"}"#);
+        let mut literal = Literal::new(texts.len());
+        texts.into_iter().for_each(|text| literal.push(text));
+        literal.end();
+        assert_eq!(literal.0, r#"{12,NULL,"","NULL","a\"b\\c,{d}","é x","-1.5"}"#);
     }
 
     #[test]

@@ -203,7 +203,7 @@ impl Partition {
             }
         }
         for (lane, work) in orders {
-            self.order(lane, Order::Work(Box::new(work)));
+            self.gathered[lane].push(work);
         }
         // The connector's `when` does not want them any more: there is nothing to send.
         for letter in unwanted {

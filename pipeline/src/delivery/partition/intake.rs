@@ -178,7 +178,7 @@ impl Partition {
             if barrier {
                 self.barrier = Some(Barrier::Waiting(Box::new(work)));
             } else {
-                self.order(lane, Order::Work(Box::new(work)));
+                self.gathered[lane].push(work);
             }
         }
         None
@@ -278,7 +278,7 @@ impl Partition {
         self.outputs.expect(sequence, works.len());
         self.worked.events += 1;
         for (lane, work) in works {
-            self.order(lane, Order::Work(Box::new(work)));
+            self.gathered[lane].push(work);
         }
         Ok(())
     }
@@ -287,7 +287,23 @@ impl Partition {
         usize::try_from(row % self.lanes.len() as u64).unwrap_or(0)
     }
 
-    pub(super) fn order(&self, lane: usize, order: Order) {
+    /// Hands over what was gathered for the lanes: a message and a wake-up for many events.
+    pub(super) fn hand_over(&mut self) {
+        for lane in 0..self.lanes.len() {
+            if !self.gathered[lane].is_empty() {
+                let works = std::mem::take(&mut self.gathered[lane]);
+                self.send(lane, Order::Work(works));
+            }
+        }
+    }
+
+    /// Behind everything that was gathered for the lane.
+    pub(super) fn order(&mut self, lane: usize, order: Order) {
+        self.hand_over();
+        self.send(lane, order);
+    }
+
+    fn send(&self, lane: usize, order: Order) {
         match self.lanes[lane].try_send(order) {
             Ok(()) => {}
             // The lane has failed and says so in a report, which ends this task.
@@ -300,7 +316,7 @@ impl Partition {
     pub(super) fn pass_barrier(&mut self) {
         match self.barrier.take() {
             Some(Barrier::Waiting(work)) if self.settlement.unsettled() == 1 => {
-                self.order(0, Order::Work(work));
+                self.order(0, Order::Work(vec![*work]));
                 self.barrier = Some(Barrier::Sent);
             }
             Some(Barrier::Sent) if self.settlement.unsettled() == 0 => {}

@@ -46,7 +46,7 @@ use crate::journal::{Bounds, Chunk, JournalError, Offset, PublishId, Reader};
 use crate::telemetry::canary::Canary;
 
 /// Events under way in one partition: enough for every lane to fill its next batch while one is in the air.
-const UNDER_WAY_MAX: usize = 10_000;
+const UNDER_WAY_MAX: usize = 20_000;
 /// Bytes of their bodies.
 const UNDER_WAY_BYTES_MAX: usize = 32 << 20;
 /// Canaries that were read and are behind something unsettled: of more the latest alone is kept.
@@ -133,6 +133,8 @@ struct Partition {
     /// A TRUNCATE that waits until everything before it is settled, and then until it is itself.
     barrier: Option<Barrier>,
     lanes: Vec<mpsc::Sender<Order>>,
+    /// What each of them is to get next, until the step is over.
+    gathered: Vec<Vec<Work>>,
     reports: mpsc::Receiver<Report>,
     tasks: JoinSet<()>,
     lane_stop: CancellationToken,
@@ -288,6 +290,7 @@ impl Partition {
             worked: Worked::default(),
             look_at_end: None,
             barrier: None,
+            gathered: lanes.iter().map(|_| Vec::new()).collect(),
             lanes,
             reports,
             tasks,
@@ -313,6 +316,7 @@ impl Partition {
     async fn run(mut self) -> Result<Ended, DeliveryError> {
         self.context.stats.set_state(ConnectorState::Running);
         self.heed_requests().await?;
+        self.hand_over();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let result = loop {
@@ -441,6 +445,7 @@ impl Partition {
             self.control.append(&Record::LayoutAccepted(met)).await?;
         }
         self.pass_barrier();
+        self.hand_over();
         self.pass_canaries();
         if self.context.until.is_some()
             && self.moving.is_none()
