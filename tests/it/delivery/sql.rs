@@ -120,6 +120,26 @@ async fn killed_again_and_again_every_row_is_written_by_each_change_once() {
     assert_eq!(repeats, 0, "each lane goes on exactly behind its mark");
 }
 
+/// What the source inserted is inserted; a batch in which some is there already is written all the same, and only what is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn inserted_rows_that_are_there_already_are_absorbed_and_the_others_written() {
+    let (database, client) = database().await;
+    let (_dir, journal, mut capture) = new_journal(1).await;
+    for id in 0..60 {
+        capture.write(0, &[insert("a", id, 7)]).await;
+    }
+    capture.flush().await;
+    catch_up(&journal, vec![only_a("inventory", target(&database, json!({})))]).await.expect("catches up");
+    client.execute("DELETE FROM a WHERE id % 3 = 0", &[]).await.expect("deletes");
+    // Another name, another mark: every event comes again.
+    let stats = catch_up(&journal, vec![only_a("again", target(&database, json!({})))]).await.expect("catches up");
+    let again = stats.connector("again").expect("there");
+    assert_eq!((again.absorbed.load(Ordering::Relaxed), again.delivered.load(Ordering::Relaxed)), (40, 20));
+    let wrong: i64 = client.query_one("SELECT count(*) FROM a WHERE qty <> 7 OR writes <> 1", &[]).await.expect("reads").get(0);
+    let rows: i64 = client.query_one("SELECT count(*) FROM a", &[]).await.expect("reads").get(0);
+    assert_eq!((rows, wrong), (60, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_poison_row_is_refused_alone() {
     let (database, client) = database().await;
